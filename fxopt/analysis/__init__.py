@@ -1,0 +1,6 @@
+"""What can be known of a program: facts that are checked, analyses that are computed."""
+
+from fxopt.analysis.base import Analyses, Analysis
+from fxopt.analysis.facts import Fact
+
+__all__ = ["Analyses", "Analysis", "Fact"]

@@ -1,0 +1,96 @@
+"""The contract of a backend: it says what it supports, lowers a program, and is measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fxopt.cost import Target
+from fxopt.ir import Program
+
+Tensors = Sequence[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """The declaration of a backend.
+
+    Attributes:
+        name: Its name in ``backends=`` and in reports.
+        targets: Names of the targets that it lowers to.
+        extra: How to install what it needs, such as ``pip install 'fxopt[openvino]'``.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    extra: str = ""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An operation as it really runs in lowered code.
+
+    Attributes:
+        name: The operation, by the name that the runtime gives it.
+        kind: What it computes, such as ``Convolution``.
+        precision: ``f32``, ``bf16``, ``int8`` ...: what it computes in.
+    """
+
+    name: str
+    kind: str
+    precision: str
+
+
+class Executable(ABC):
+    """Lowered code for inputs of one set of shapes and dtypes; safe to call from any thread."""
+
+    @abstractmethod
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Runs the code. Inputs are those it was compiled for, in shape and dtype."""
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Which operations there are in the lowered code; empty when it cannot be told."""
+        return ()
+
+    def precisions(self) -> Counter[str]:
+        """How many heavy operations run in which precision."""
+        return Counter(kernel.precision for kernel in self.kernels())
+
+
+class Lowering(ABC):
+    """A program in a backend's own form, not yet bound to sizes."""
+
+    @abstractmethod
+    def compile(self, inputs: Tensors) -> Executable:
+        """Code for inputs of these shapes and dtypes.
+
+        Raises:
+            BackendError: The backend cannot compile for them.
+        """
+
+
+class Backend(ABC):
+    """Base of all backends: a frozen dataclass whose fields are its settings."""
+
+    info: ClassVar[BackendInfo]
+
+    def unavailable(self) -> str | None:
+        """Why it cannot be used here, such as a missing package; None when it can."""
+        return None
+
+    def unsupported(self, program: Program, target: Target) -> str | None:
+        """Why it cannot take ``program``; None when it can."""
+        return None
+
+    @abstractmethod
+    def lower(self, program: Program, inputs: Tensors, target: Target) -> Lowering:
+        """Translates ``program``, whose inputs are all tensors, for ``target``.
+
+        Raises:
+            BackendError: The backend cannot translate it.
+        """

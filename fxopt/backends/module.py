@@ -1,0 +1,87 @@
+"""The module that calls lowered code, one compilation per set of input shapes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxopt.backends.base import Backend, Executable, Lowering
+from fxopt.cost import Target
+from fxopt.ir import LeafModule, Program
+
+_MAX_COMPILED = 8  # sets of shapes kept at a time; beyond that, the oldest goes
+
+Key = tuple[tuple[torch.Size, torch.dtype], ...]
+
+
+class LoweredModule(LeafModule):
+    """Runs a program as code of a backend; to the outside, an ordinary module.
+
+    It keeps the program that it was lowered from: in training mode, or when a gradient is asked
+    for, that is what runs, since lowered code has no gradients. Weights loaded with
+    ``load_state_dict`` make it lower again on the next call, and so does a deep copy.
+
+    Args:
+        program: What to lower; all its inputs are tensors.
+        backend: What lowers it.
+        target: What it is lowered for.
+    """
+
+    _lowering: Lowering | None
+    _compiled: OrderedDict[Key, Executable]
+
+    def __init__(self, program: Program, backend: Backend, target: Target) -> None:
+        super().__init__()
+        self.source = program.module
+        self.eval()
+        self._program = program
+        self._backend = backend
+        self._target = target
+        self._reset()
+        self.register_load_state_dict_post_hook(_forget)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self.training or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+            outputs: tuple[torch.Tensor, ...] = self.source(*inputs)
+            return outputs
+        return self.executable(*inputs)(*inputs)
+
+    def executable(self, *inputs: torch.Tensor) -> Executable:
+        """The code for inputs of these shapes, compiled on first use."""
+        key = tuple((t.shape, t.dtype) for t in inputs)
+        found = self._compiled.get(key)
+        return found if found is not None else self._compile(key, inputs)
+
+    def _compile(self, key: Key, inputs: tuple[torch.Tensor, ...]) -> Executable:
+        with self._lock:
+            if key in self._compiled:
+                return self._compiled[key]
+            if self._lowering is None:
+                self._lowering = self._backend.lower(self._program, inputs, self._target)
+            executable = self._lowering.compile(inputs)
+            while len(self._compiled) >= _MAX_COMPILED:
+                self._compiled.popitem(last=False)
+            self._compiled[key] = executable
+            return executable
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._lowering = None
+        self._compiled = OrderedDict()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoweredModule:
+        twin = LoweredModule(self._program.clone(), self._backend, self._target)
+        memo[id(self)] = twin
+        return twin.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"backend={self._backend.info.name}"
+
+
+def _forget(module: nn.Module, _keys: object) -> None:
+    assert isinstance(module, LoweredModule)
+    module._reset()

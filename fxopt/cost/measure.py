@@ -1,0 +1,87 @@
+"""Latency of several candidates, measured so that their ratios hold on a noisy machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+# Worker threads of some runtimes spin for about 200 ms after a call and would slow the next
+# candidate down; after the pause come calls that only warm the caches up again.
+_PAUSE_SECONDS = 0.25
+_WARM_UP_CALLS = 2
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Timings of one candidate.
+
+    Attributes:
+        milliseconds: Every timed call.
+    """
+
+    milliseconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median of all timed calls, in milliseconds."""
+        return statistics.median(self.milliseconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, in milliseconds."""
+        if len(self.milliseconds) < 4:
+            return (max(self.milliseconds) - min(self.milliseconds)) / 2
+        low, _, high = statistics.quantiles(self.milliseconds, n=4)
+        return (high - low) / 2
+
+
+def measure(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 5,
+    burst: int = 5,
+    max_seconds: float = 20.0,
+) -> dict[str, Latency]:
+    """Times callables round robin, in bursts.
+
+    All candidates are timed in each round, so that a machine whose speed drifts slows all alike.
+
+    Args:
+        candidates: What to call, by name.
+        rounds: How often each candidate gets its turn.
+        burst: Timed calls a turn; fewer where a call is slow.
+        max_seconds: Once a round ends after this time, no further one is begun.
+
+    Returns:
+        The timings by name; at least one round of each.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    start = time.perf_counter()
+    for _ in range(rounds):
+        for name, candidate in candidates.items():
+            samples[name] += _burst(candidate, burst)
+        if time.perf_counter() - start > max_seconds:
+            break
+    return {name: Latency(tuple(times)) for name, times in samples.items()}
+
+
+def fastest(latencies: Mapping[str, Latency]) -> list[str]:
+    """The names, fastest first."""
+    return sorted(latencies, key=lambda name: latencies[name].median)
+
+
+def _burst(candidate: Callable[[], object], calls: int) -> Sequence[float]:
+    time.sleep(_PAUSE_SECONDS)
+    for _ in range(_WARM_UP_CALLS):
+        last = _time_ms(candidate)
+    if last > 200.0:  # a second or more a turn is enough for a slow candidate
+        calls = max(2, int(1000.0 / last))
+    return [_time_ms(candidate) for _ in range(calls)]
+
+
+def _time_ms(candidate: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    candidate()
+    return (time.perf_counter() - start) * 1e3

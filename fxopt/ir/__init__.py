@@ -1,0 +1,23 @@
+"""The canonical form: programs, their invariants, and the editor that keeps them."""
+
+from fxopt.ir.edit import Edit
+from fxopt.ir.leaf import LeafModule, is_leaf
+from fxopt.ir.ops import is_aten, is_functional, is_random, is_size_arithmetic
+from fxopt.ir.program import Program
+from fxopt.ir.result import PassResult
+from fxopt.ir.signature import Signature
+from fxopt.ir.verify import verify_program
+
+__all__ = [
+    "Edit",
+    "LeafModule",
+    "PassResult",
+    "Program",
+    "Signature",
+    "is_aten",
+    "is_functional",
+    "is_leaf",
+    "is_random",
+    "is_size_arithmetic",
+    "verify_program",
+]

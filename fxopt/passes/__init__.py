@@ -1,0 +1,22 @@
+"""The contract of a pass: declaration, context, settings and their text form."""
+
+from fxopt.passes.base import Context, Pass
+from fxopt.passes.calibration import Calibration, batch_arguments
+from fxopt.passes.info import STAGES, Exact, Lossy, PassInfo, Stage
+from fxopt.passes.text import format_pass, format_passes, make_pass, parse_passes
+
+__all__ = [
+    "STAGES",
+    "Calibration",
+    "Context",
+    "Exact",
+    "Lossy",
+    "Pass",
+    "PassInfo",
+    "Stage",
+    "batch_arguments",
+    "format_pass",
+    "format_passes",
+    "make_pass",
+    "parse_passes",
+]

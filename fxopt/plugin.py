@@ -1,0 +1,49 @@
+"""The public face for plugin authors: everything that a pass or a backend needs.
+
+A first-party plugin imports this module, torch and itself, and nothing else of fxopt.
+"""
+
+from fxopt.analysis import Analysis, Fact
+from fxopt.backends import (
+    Backend,
+    BackendInfo,
+    Executable,
+    Kernel,
+    Lowering,
+    Tensors,
+    export_program,
+)
+from fxopt.cost import Target
+from fxopt.errors import BackendError, CalibrationError, PassError
+from fxopt.hookspecs import hookimpl
+from fxopt.ir import Edit, LeafModule, PassResult, Program, is_aten, is_random
+from fxopt.passes import Calibration, Context, Exact, Lossy, Pass, PassInfo
+
+__all__ = [
+    "Analysis",
+    "Backend",
+    "BackendError",
+    "BackendInfo",
+    "Calibration",
+    "CalibrationError",
+    "Context",
+    "Edit",
+    "Exact",
+    "Executable",
+    "Fact",
+    "Kernel",
+    "LeafModule",
+    "Lossy",
+    "Lowering",
+    "Pass",
+    "PassError",
+    "PassInfo",
+    "PassResult",
+    "Program",
+    "Target",
+    "Tensors",
+    "export_program",
+    "hookimpl",
+    "is_aten",
+    "is_random",
+]
