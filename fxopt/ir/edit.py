@@ -174,7 +174,7 @@ class Edit:
         module.train(self._program.module.training)
         for existing, child in self._program.module.named_modules(remove_duplicate=False):
             if child is module:
-                return existing
+                return str(existing)
         callers = [n for n in self._graph.nodes if n.op == "call_module" and n.target == name]
         path = name if name and len(callers) <= 1 else self._free_name(name or _near(origin))
         self._owner(path).add_module(path.rpartition(".")[2], module)

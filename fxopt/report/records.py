@@ -130,6 +130,6 @@ class Report:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        from fxopt.report import render_text  # the renderer needs rich; records stay plain
+        from fxopt.report.text import render_text  # rich is heavy: only when shown
 
         return render_text(self)

@@ -1,0 +1,80 @@
+"""A structural copy of a model: its own modules, hooks and flags, but the user's very tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from fxopt.errors import CaptureError
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """Copies the modules of a model, but shares its parameters and buffers.
+
+    The frontend sets flags and hooks on the copy, so that the user's model is never touched.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        A copy in eval mode whose parameters and buffers are the same objects as the model's.
+
+    Raises:
+        CaptureError: The model holds something that Python cannot copy.
+    """
+    shared = {id(tensor): tensor for tensor in _shared_tensors(model)}
+    try:
+        copied: nn.Module = copy.deepcopy(model, shared)
+    except Exception as error:  # a model may define __deepcopy__ and raise anything from it
+        raise CaptureError(
+            f"the structure of {type(model).__name__} cannot be copied: {error}",
+            hint="make sure that copy.deepcopy(model) works (no locks, files or generators in it)",
+        ) from error
+    return copied.eval()
+
+
+def _shared_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        # deepcopy refuses tensors with a history, such as the weight of an old-style spectral norm
+        attributes = vars(module).values()
+        yield from (t for t in attributes if isinstance(t, torch.Tensor) and not t.is_leaf)
+
+
+@contextmanager
+def buffers_restored(model: nn.Module) -> Iterator[None]:
+    """Undoes, at the end, what running the model did to its buffers: they are the user's."""
+    saved = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, value in saved:
+                if buffer._version != version:
+                    buffer.copy_(value)
+
+
+@contextmanager
+def random_state_restored(seed: int | None = None) -> Iterator[None]:
+    """Leaves the global random generators as they were; seeds them inside if asked to."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def fast_path_off() -> Iterator[None]:
+    """Keeps the fused kernels of nn.MultiheadAttention, which hide its structure, out."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
