@@ -3,6 +3,7 @@
 from fxopt.backends.base import Backend, BackendInfo, Executable, Kernel, Lowering, Tensors
 from fxopt.backends.export import export_program
 from fxopt.backends.module import LoweredModule
+from fxopt.backends.region import Region, cut_region, splice, whole_region
 
 __all__ = [
     "Backend",
@@ -11,6 +12,10 @@ __all__ = [
     "Kernel",
     "LoweredModule",
     "Lowering",
+    "Region",
     "Tensors",
+    "cut_region",
     "export_program",
+    "splice",
+    "whole_region",
 ]

@@ -24,11 +24,13 @@ class BackendInfo:
         name: Its name in ``backends=`` and in reports.
         targets: Names of the targets that it lowers to.
         extra: How to install what it needs, such as ``pip install 'fxopt[openvino]'``.
+        native: Whether it runs the program's nodes as they stand, so that nothing is lowered.
     """
 
     name: str
     targets: tuple[str, ...]
     extra: str = ""
+    native: bool = False
 
 
 @dataclass(frozen=True)

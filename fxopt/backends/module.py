@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any
 
 import torch
@@ -55,6 +55,11 @@ class LoweredModule(LeafModule):
         key = tuple((t.shape, t.dtype) for t in inputs)
         found = self._compiled.get(key)
         return found if found is not None else self._compile(key, inputs)
+
+    def precisions(self) -> Counter[str]:
+        """How many heavy operations ran in which precision, in the code compiled last."""
+        compiled = list(self._compiled.values())
+        return compiled[-1].precisions() if compiled else Counter()
 
     def _compile(self, key: Key, inputs: tuple[torch.Tensor, ...]) -> Executable:
         with self._lock:

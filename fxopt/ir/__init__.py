@@ -1,7 +1,8 @@
 """The canonical form: programs, their invariants, and the editor that keeps them."""
 
 from fxopt.ir.edit import Edit
-from fxopt.ir.leaf import LeafModule, is_leaf
+from fxopt.ir.expected import Expected, expected_inputs
+from fxopt.ir.leaf import LeafModule, is_leaf, stored_bytes, tensor_bytes
 from fxopt.ir.ops import is_aten, is_functional, is_random, is_size_arithmetic
 from fxopt.ir.program import Program
 from fxopt.ir.result import PassResult
@@ -10,14 +11,18 @@ from fxopt.ir.verify import verify_program
 
 __all__ = [
     "Edit",
+    "Expected",
     "LeafModule",
     "PassResult",
     "Program",
     "Signature",
+    "expected_inputs",
     "is_aten",
     "is_functional",
     "is_leaf",
     "is_random",
     "is_size_arithmetic",
+    "stored_bytes",
+    "tensor_bytes",
     "verify_program",
 ]

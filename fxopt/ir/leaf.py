@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import nn
 
 
@@ -12,6 +15,10 @@ class LeafModule(nn.Module):
     as plain ATen), functional (no in-place change of inputs) and deep-copyable.
     """
 
+    def stored_bytes(self) -> int:
+        """Bytes that its weights take once lowered; a quantized leaf says what int8 takes."""
+        return tensor_bytes([*self.parameters(), *self.buffers()])
+
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether ``module`` may be called by one node: standard, registered, or without weights."""
@@ -21,3 +28,15 @@ def is_leaf(module: nn.Module) -> bool:
         return False
     standard = type(module).__module__.startswith("torch.nn.modules.")
     return standard or not any(True for _ in module.parameters())
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Bytes that the weights of a leaf take in an optimized model."""
+    if isinstance(module, LeafModule):
+        return module.stored_bytes()
+    return tensor_bytes([*module.parameters(), *module.buffers()])
+
+
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of some tensors, one that occurs twice counted once."""
+    return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())

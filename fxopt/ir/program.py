@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.ir.edit import Edit
+from fxopt.ir.leaf import stored_bytes, tensor_bytes
 from fxopt.ir.shapes import attribute
 from fxopt.ir.signature import Signature
 from fxopt.ir.text import program_fingerprint, program_text
@@ -107,9 +108,10 @@ class Program:
         return self.signature.unflatten(self(*self.signature.flatten(args, kwargs)))
 
     def weight_bytes(self) -> int:
-        """Bytes of all parameters and buffers, tied ones counted once."""
-        tensors = {id(t): t for t in [*self.module.parameters(), *self.module.buffers()]}
-        return sum(t.numel() * t.element_size() for t in tensors.values())
+        """Bytes that the weights take once lowered, a module or tensor that is shared once."""
+        called = {self.leaf(node) for node in self.nodes if node.op == "call_module"}
+        read = [self.tensor(node) for node in self.nodes if node.op == "get_attr"]
+        return sum(stored_bytes(leaf) for leaf in called) + tensor_bytes(read)
 
     def text(self) -> str:
         """The readable form: one line a node."""

@@ -26,8 +26,7 @@ class Calibration:
     def __init__(
         self, batches: Iterable[Any], signature: Signature, limit: int | None = None
     ) -> None:
-        once = isinstance(batches, Iterator)
-        self._batches = list(_first(batches, limit)) if once else batches
+        self._batches = list(_first(batches, limit)) if _walks_once(batches) else batches
         self._signature = signature
         self._limit = limit
 
@@ -83,6 +82,10 @@ def batch_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         f"a calibration batch is a {type(batch).__name__}",
         hint="a batch is a tensor, a tuple of positional inputs or a dict of keyword inputs",
     )
+
+
+def _walks_once(batches: Iterable[Any]) -> bool:
+    return isinstance(batches, Iterator)
 
 
 def _first(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:

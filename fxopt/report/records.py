@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Status = Literal["applied", "unchanged", "skipped", "rolled back"]
@@ -128,6 +128,10 @@ class Report:
     score_after: float | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+
+    def finished(self, seconds: float) -> Report:
+        """The same report with the time that all of it took."""
+        return replace(self, seconds=seconds)
 
     def __str__(self) -> str:
         from fxopt.report.text import render_text  # rich is heavy: only when shown

@@ -40,7 +40,7 @@ def emit(
     return node
 
 
-def storage_of(node: Node) -> int | None:
-    """An identity for the memory behind a node's fake tensor, None when it is no tensor."""
-    val = node.meta.get("val")
-    return val.untyped_storage()._cdata if isinstance(val, torch.Tensor) else None
+def memory_of(node: Node) -> set[int]:
+    """Identities for the memory behind a node's fake tensors."""
+    leaves = torch.utils._pytree.tree_leaves(node.meta.get("val"))
+    return {v.untyped_storage()._cdata for v in leaves if isinstance(v, torch.Tensor)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -53,16 +52,15 @@ def functional_value(graph: Graph, node: Node, old: Node) -> Node:
     Returns:
         The new value, of the old one's shape and dtype.
     """
-    if node.target is aten.copy_.default:
-        return _fit(graph, node, _as_tensor(node.args[1]), old)
-    if node.target is aten.fill_.Tensor:
+    if node.target in (aten.copy_.default, aten.fill_.Tensor):
         return _fit(graph, node, _as_tensor(node.args[1]), old)
     if node.target is aten.fill_.Scalar:
         return emit(graph, node, aten.full_like.default, (old, node.args[1]))
     if node.target is aten.zero_.default:
         return emit(graph, node, aten.zeros_like.default, (old,))
     args = (old, *node.args[1:])
-    return _fit(graph, node, emit(graph, node, functional_overload(node), args, dict(node.kwargs)), old)
+    new = emit(graph, node, functional_overload(node), args, dict(node.kwargs))
+    return _fit(graph, node, new, old)
 
 
 def functional_overload(node: Node) -> Any:
@@ -108,10 +106,3 @@ def _sizes(graph: Graph, node: Node, old: Node) -> list[Any]:
         size if isinstance(size, int) else emit(graph, node, aten.sym_size.int, (old, i))
         for i, size in enumerate(sizes)
     ]
-
-
-ALIASING_CONTAINERS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
-                       aten.unbind.int, aten.tensor_split.sections)
-"""Operations that return a list of views."""
-
-GETITEM = operator.getitem

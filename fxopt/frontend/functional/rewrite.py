@@ -7,19 +7,16 @@ and on to the root. A view taken before the write and read after it is taken aga
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
-from fxopt.frontend.functional.infer import emit, storage_of, value_of
-from fxopt.frontend.functional.inplace import (
-    functional_value,
-    refusal,
-    written_argument,
-)
+from fxopt.frontend.functional.infer import emit, memory_of
+from fxopt.frontend.functional.inplace import functional_value, refusal, written_argument
 from fxopt.frontend.functional.views import inverse_of
 
 
@@ -27,7 +24,7 @@ def functionalize(graph: Graph) -> None:
     """Rewrites a graph in place so that nothing in it is in place.
 
     Args:
-        graph: A flat graph of ATen calls with fake values whose memory tells what aliases what.
+        graph: A flat graph of ATen calls with fake values, whose memory tells what aliases what.
 
     Raises:
         CaptureError: An operation writes in a way that is not understood, or writes to an input,
@@ -46,46 +43,61 @@ class _Known:
 
 
 class _Functionalizer:
+    """The state of one walk; nodes are the graph's original ones, values are their stand-ins."""
+
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._base: dict[Node, Node] = {}
+        self._target: dict[Node, Node] = {}
         self._known: dict[Node, _Known] = {}
         self._writes: dict[Node, int] = {}
+        self._arguments: dict[Node, tuple[Any, Any]] = {}
 
     def run(self) -> None:
+        """Walks the graph, then drops the in-place calls, which nothing reads any more."""
         for node in list(self._graph.nodes):
             with self._graph.inserting_before(node):
                 self._visit(node)
+        for node in self._target:
+            self._graph.erase_node(node)
 
     def _visit(self, node: Node) -> None:
+        self._arguments[node] = (node.args, node.kwargs)
         target = written_argument(node)
         if target is None:
             self._note(node)
             self._refresh(node)
             return
+        target = self._target.get(target, target)
+        self._target[node] = target  # the call returns the tensor that it writes to
         _refuse_foreign(node, self._root(target))
         self._refresh(node)
         self._write(target, functional_value(self._graph, node, self._read(target)), node)
-        self._base[node] = target  # the call returns the tensor that it wrote to
-        self._known[node] = _Known(self._read(target), self._count(target))
 
     def _refresh(self, node: Node) -> None:
         """Lets a node read the current values of its arguments."""
-        args = map_aggregate(node.args, self._current)
-        kwargs = map_aggregate(node.kwargs, self._current)
-        node.args, node.kwargs = args, kwargs  # type: ignore[assignment]
+        args, kwargs = self._arguments[node]
+        node.args = map_aggregate(args, self._current)  # type: ignore[assignment]
+        node.kwargs = map_aggregate(kwargs, self._current)  # type: ignore[assignment]
 
     def _current(self, argument: Any) -> Any:
         return self._read(argument) if isinstance(argument, Node) else argument
 
     def _note(self, node: Node) -> None:
         """Records whether a new tensor is a view, by its memory."""
-        self._known[node] = _Known(node)
-        for operand in node.all_input_nodes:
-            if _shares_memory(operand, node):
-                self._base[node] = operand
-                self._known[node].writes = self._count(operand)
-                return
+        base = self._find_base(node)
+        if base is not None:
+            self._base[node] = base
+        self._known[node] = _Known(node, self._count(node))
+
+    def _find_base(self, node: Node) -> Node | None:
+        if node.target is torch.ops.aten.lift_fresh_copy.default:
+            return None
+        shared = (n for n in node.all_input_nodes if memory_of(n) & memory_of(node))
+        operand = next(shared, None)
+        if operand is not None and node.target is operator.getitem:
+            return self._base.get(operand, operand)  # a piece is a view of what was split
+        return None if operand is None else self._target.get(operand, operand)
 
     def _root(self, node: Node) -> Node:
         while node in self._base:
@@ -96,41 +108,26 @@ class _Functionalizer:
         return self._writes.get(self._root(node), 0)
 
     def _read(self, node: Node) -> Node:
+        node = self._target.get(node, node)
         known = self._known[node]
-        if known.writes == self._count(node):
-            return known.value
-        self._known[node] = _Known(self._take_again(node), self._count(node))
-        return self._known[node].value
+        if known.writes != self._count(node):
+            known = self._known[node] = _Known(self._take_again(node), self._count(node))
+        return known.value
 
     def _take_again(self, view: Node) -> Node:
-        base = self._base.get(view)
-        if base is None:
-            return self._known[view].value
-        if written_argument(view) is not None:  # an in-place call is its target
-            return self._read(base)
-        args = map_aggregate(view.args, self._current)
+        args, kwargs = (map_aggregate(a, self._current) for a in self._arguments[view])
         assert callable(view.target)
-        return emit(self._graph, view, view.target, args, dict(view.kwargs))  # type: ignore[arg-type]
+        return emit(self._graph, view, view.target, args, kwargs)  # type: ignore[arg-type]
 
     def _write(self, node: Node, new: Node, cause: Node) -> None:
-        root = self._root(node)
-        chain = [node]
-        while chain[-1] is not root:
-            chain.append(self._base[chain[-1]])
-        values = self._written_back(chain, new, cause)
-        self._writes[root] = self._writes.get(root, 0) + 1
-        for member, value in zip(chain, values, strict=True):
-            self._known[member] = _Known(value, self._writes[root])
-
-    def _written_back(self, chain: list[Node], new: Node, cause: Node) -> Iterable[Node]:
-        """The new values of a view, its base, its base's base and so on."""
-        values = [new]
-        for view, base in zip(chain, chain[1:], strict=False):
-            if written_argument(view) is not None or _is_pieces(base) is view:
-                values.append(values[-1])
-                continue
-            values.append(self._put_back(view, base, values[-1], cause))
-        return values
+        """Puts a new value into a tensor and all those that it is a view of."""
+        values = {node: new}
+        while node in self._base:
+            view, node = node, self._base[node]
+            values[node] = self._put_back(view, node, values[view], cause)
+        self._writes[node] = self._writes.get(node, 0) + 1
+        for member, value in values.items():
+            self._known[member] = _Known(value, self._writes[node])
 
     def _put_back(self, view: Node, base: Node, new: Node, cause: Node) -> Node:
         inverse = inverse_of(view)
@@ -140,19 +137,8 @@ class _Functionalizer:
         return inverse(self._graph, view, self._read(base), new)
 
 
-def _shares_memory(first: Node, second: Node) -> bool:
-    return storage_of(first) is not None and storage_of(first) == storage_of(second)
-
-
-def _is_pieces(node: Node) -> Node | None:
-    return None
-
-
 def _refuse_foreign(node: Node, root: Node) -> None:
     if root.op == "placeholder":
         raise refusal(node, f"{node.target} changes the model's input {root.name!r}")
     if root.op == "get_attr":
         raise refusal(node, f"{node.target} changes {root.target!r} of the model in eval mode")
-
-
-__all__ = ["functionalize", "value_of"]

@@ -1,0 +1,5 @@
+"""The public functions."""
+
+from fxopt.api.optimize import capture, optimize
+
+__all__ = ["capture", "optimize"]

@@ -1,0 +1,79 @@
+"""What optimization cost in quality, measured on the emitted module as the user calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxopt.errors import FxoptError, InputError
+from fxopt.pipeline import compare
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+MAX_CALLS = 16  # calibration batches that the final comparison runs on
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far two models are apart.
+
+    Attributes:
+        drift: The largest relative output error over all batches.
+        same_top1: Rows whose largest output is the same one, and how many rows there were; None
+            where the first output is no matrix of scores.
+    """
+
+    drift: float
+    same_top1: tuple[int, int] | None
+
+
+def compare_models(original: nn.Module, optimized: nn.Module, calls: Iterable[Call]) -> Quality:
+    """Runs both models on some calls and compares their outputs."""
+    drift, same, rows = 0.0, 0, 0
+    for args, kwargs in calls:
+        expected = _outputs(original, args, kwargs)
+        actual = _outputs(optimized, args, kwargs)
+        drift = max(drift, compare(actual, expected).error)
+        agreeing, counted = _agreement(actual, expected)
+        same, rows = same + agreeing, rows + counted
+    return Quality(drift, (same, rows) if rows else None)
+
+
+def score_of(evaluate: Callable[[nn.Module], float], module: nn.Module) -> float:
+    """The user's score of a module.
+
+    Raises:
+        InputError: ``evaluate`` raised, or returned no number.
+    """
+    try:
+        score = evaluate(module)
+    except FxoptError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"evaluate raised {type(error).__name__}: {error}",
+            hint="evaluate takes a module, called as the original is, and returns a number",
+        ) from error
+    try:
+        return float(score)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"evaluate returned {score!r}, which is no number") from error
+
+
+def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    with torch.no_grad():
+        return pytree.tree_leaves(module(*args, **kwargs))
+
+
+def _agreement(actual: Sequence[Any], expected: Sequence[Any]) -> tuple[int, int]:
+    scores, reference = actual[0] if actual else None, expected[0] if expected else None
+    if not isinstance(scores, torch.Tensor) or not isinstance(reference, torch.Tensor):
+        return 0, 0
+    if scores.dim() != 2 or scores.shape[1] < 2 or not scores.is_floating_point():
+        return 0, 0
+    return int((scores.argmax(1) == reference.argmax(1)).sum()), len(scores)

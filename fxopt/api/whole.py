@@ -1,0 +1,262 @@
+"""Optimizes one program: passes first, then lowering, then a comparison with the original."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxopt.api.quality import MAX_CALLS, Call, Quality, compare_models, score_of
+from fxopt.api.request import Request
+from fxopt.emit import OptimizedModule
+from fxopt.frontend import batch_size, with_batch
+from fxopt.ir import Program
+from fxopt.passes import Calibration, Context, batch_arguments
+from fxopt.pipeline import (
+    Lowered,
+    LoweringJob,
+    Outcome,
+    PassManager,
+    Version,
+    exact_version,
+    instruments_for,
+    lossy_version,
+    lower,
+    plan,
+    run_flat,
+)
+from fxopt.report import PassRecord
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is optimized: a model or a part of one.
+
+    Attributes:
+        name: For the report.
+        model: The original as a module, in eval mode; never changed.
+        program: It, captured.
+        inputs: Example inputs, as positional and keyword arguments.
+        calibration: Batches for it, as the user's iterable yields them.
+    """
+
+    name: str
+    model: nn.Module
+    program: Program
+    inputs: Call
+    calibration: Any = None
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What came of a subject.
+
+    Attributes:
+        module: The emitted module.
+        program: The program that it runs.
+        records: What became of each pass.
+        lowered: Where it runs, and its latency.
+        quality: How far ``module`` is from the original.
+        score_before: Score of the original, where there is an ``evaluate``.
+        score_after: Score of ``module``, where there is an ``evaluate``.
+    """
+
+    module: OptimizedModule
+    program: Program
+    records: tuple[PassRecord, ...]
+    lowered: Lowered
+    quality: Quality
+    score_before: float | None = None
+    score_after: float | None = None
+
+
+def optimize_subject(subject: Subject, request: Request) -> Optimized:
+    """Runs the passes of ``request`` on a subject and lowers what comes out.
+
+    Raises:
+        PlanError: The passes cannot be ordered.
+        InputError: Calibration data or ``evaluate`` cannot be used.
+    """
+    examples = example_batches(subject)
+    calibration = _calibration(subject)
+    before = None if request.evaluate is None else score_of(request.evaluate, subject.model)
+    outcome = _run_passes(subject, request, examples, calibration, before)
+    original = exact_version(outcome.exact, [run_flat(subject.program, flat) for flat in examples])
+    versions = [original]
+    if outcome.program is not outcome.exact:
+        versions.append(lossy_version(outcome.program, original, examples, request.max_drift))
+    gate = _Gate(subject, request, before, list(_calls(subject, calibration)))
+    lowered = lower(versions, _job(subject, request, examples, gate))
+    records = _settled(outcome.records, lowered, versions)
+    chosen = next(v for v in versions if v.name == lowered.version)
+    return Optimized(
+        module=lowered.module,
+        program=chosen.program,
+        records=records,
+        lowered=lowered,
+        quality=gate.quality(lowered.module),
+        score_before=before,
+        score_after=gate.score(lowered.module),
+    )
+
+
+def example_batches(subject: Subject) -> list[list[Any]]:
+    """Flat example inputs: the user's, and where the batch is symbolic, at another size."""
+    signature = subject.program.signature
+    batches = [subject.inputs]
+    size = batch_size(subject.inputs)
+    if signature.batch and size is not None:
+        batches.append(with_batch(subject.inputs, size + 1))
+    return [signature.flatten(args, kwargs) for args, kwargs in batches]
+
+
+def argument_names(model: nn.Module) -> list[str]:
+    """Names of the positional parameters of a module's ``forward``."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+
+
+def _calibration(subject: Subject) -> Calibration | None:
+    if subject.calibration is None:
+        return None
+    calibration = Calibration(subject.calibration, subject.program.signature)
+    calibration.check()
+    return calibration
+
+
+def _run_passes(
+    subject: Subject,
+    request: Request,
+    examples: Sequence[Sequence[Any]],
+    calibration: Calibration | None,
+    score: float | None,
+) -> Outcome:
+    facts = request.registry.facts
+    holding = {name for name, fact in facts.items() if fact.holds(subject.program)}
+    providers = {name: request.registry.providers(name) for name in facts}
+    ordered = plan(request.passes, facts, holding, providers)
+    context = Context(
+        target=request.target,
+        examples=examples,
+        calibration=calibration,
+        seed=request.seed,
+        progress=request.progress,
+    )
+    manager = PassManager(
+        ordered,
+        facts,
+        context,
+        max_drift=request.max_drift,
+        max_drop=request.max_drop,
+        evaluate=request.evaluate,
+        score=score,
+        instruments=instruments_for(request.workdir, request.deadline, request.progress),
+    )
+    return manager.run(subject.program)
+
+
+class _Gate:
+    """Says whether an emitted module keeps the limits that the caller set."""
+
+    def __init__(
+        self, subject: Subject, request: Request, before: float | None, calls: list[Call]
+    ) -> None:
+        self._subject, self._request = subject, request
+        self._before, self._calls = before, calls
+        self._scores: dict[int, float] = {}
+
+    def __call__(self, module: OptimizedModule) -> str | None:
+        limit = self._request.max_drift
+        if limit is not None:
+            drift = self.quality(module).drift
+            if not drift <= limit:
+                return f"drift {drift:.2%} is over max_drift {limit:.2%}"
+        score, most = self.score(module), self._request.max_drop
+        if score is None or self._before is None or most is None:
+            return None
+        drop = self._before - score
+        return None if drop <= most else f"the score drops by {drop:.4g}, over max_drop {most:.4g}"
+
+    def quality(self, module: OptimizedModule) -> Quality:
+        """How far a module is from the original, on the example and calibration batches."""
+        return compare_models(self._subject.model, module, self._calls)
+
+    def score(self, module: OptimizedModule) -> float | None:
+        """The user's score of a module, computed once."""
+        if self._request.evaluate is None:
+            return None
+        if id(module) not in self._scores:
+            self._scores[id(module)] = score_of(self._request.evaluate, module)
+        return self._scores[id(module)]
+
+
+def _job(
+    subject: Subject, request: Request, examples: Sequence[Sequence[Any]], gate: _Gate
+) -> LoweringJob:
+    args, kwargs = subject.inputs
+    return LoweringJob(
+        name=subject.name,
+        target=request.target,
+        backends=request.backends,
+        examples=examples,
+        original=lambda: subject.model(*args, **kwargs),
+        argument_names=argument_names(subject.model),
+        accept=gate,
+        deadline=request.deadline,
+        progress=request.progress,
+    )
+
+
+def _calls(subject: Subject, calibration: Calibration | None) -> Iterator[Call]:
+    """The example call, then the calibration batches."""
+    yield subject.inputs
+    if calibration is not None:
+        for _, batch in zip(range(MAX_CALLS), subject.calibration, strict=False):
+            yield batch_arguments(batch)
+
+
+def _settled(
+    records: Sequence[PassRecord], lowered: Lowered, versions: Sequence[Version]
+) -> tuple[PassRecord, ...]:
+    """The records, with the lossy passes marked as rolled back if the exact version won."""
+    if lowered.version == versions[-1].name:
+        return tuple(records)
+    reason = _why_reverted(lowered)
+    return tuple(
+        replace(record, status="rolled back", reason=reason)
+        if not record.exact and record.status == "applied"
+        else record
+        for record in records
+    )
+
+
+def _why_reverted(lowered: Lowered) -> str:
+    chosen = lowered.record.chosen
+    for candidate in lowered.record.candidates:
+        if candidate.version == "lossy" and candidate.milliseconds is not None:
+            if candidate.reason:
+                return f"{candidate.backend}: {candidate.reason}"
+            return (
+                f"not faster: {candidate.milliseconds:.3g} ms on {candidate.backend}, "
+                f"{chosen.milliseconds or lowered.before.median:.3g} ms without"
+            )
+    reasons = [f"{c.backend}: {c.reason}" for c in lowered.record.candidates if c.reason]
+    return "; ".join(reasons) or "no backend could run it"
+
+
+def describe_inputs(subject: Subject) -> str:
+    """The example inputs in words: ``1x3x224x224, any batch``."""
+    leaves = pytree.tree_leaves(subject.inputs)
+    shapes = ["x".join(map(str, t.shape)) or "scalar" for t in leaves if _is_tensor(t)]
+    batch = "any batch" if subject.program.signature.batch else "fixed batch"
+    return f"{', '.join(shapes)}, {batch}"
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)

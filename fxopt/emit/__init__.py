@@ -1,0 +1,5 @@
+"""Emission: a program as the module that the user gets."""
+
+from fxopt.emit.optimized import REGION, OptimizedModule, emit, emit_python, guarded, unshare
+
+__all__ = ["REGION", "OptimizedModule", "emit", "emit_python", "guarded", "unshare"]

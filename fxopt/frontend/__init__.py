@@ -1,0 +1,20 @@
+"""From a user's model and example inputs to programs in module form."""
+
+from fxopt.frontend.batches import batch_size, with_batch
+from fxopt.frontend.capture import capture_program
+from fxopt.frontend.inputs import check_model, normalize_inputs
+from fxopt.frontend.parts import GuardedPart, PartialCapture, capture_parts
+from fxopt.frontend.structure import random_state_restored, structural_copy
+
+__all__ = [
+    "GuardedPart",
+    "PartialCapture",
+    "batch_size",
+    "capture_parts",
+    "capture_program",
+    "check_model",
+    "normalize_inputs",
+    "random_state_restored",
+    "structural_copy",
+    "with_batch",
+]

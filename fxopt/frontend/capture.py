@@ -1,0 +1,163 @@
+"""Captures a whole model: export, unlift, make functional, raise, and check the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from fxopt.errors import CaptureError
+from fxopt.frontend.batches import batch_size, batched_tensors, is_batched, with_batch
+from fxopt.frontend.comparing import mismatch
+from fxopt.frontend.exporting import depends_on_data, export_model
+from fxopt.frontend.functional import functionalize
+from fxopt.frontend.keep import IdentityWatch, kept, training_modules
+from fxopt.frontend.raising import raise_graph
+from fxopt.frontend.source import blame
+from fxopt.frontend.structure import (
+    buffers_restored,
+    fast_path_off,
+    random_state_restored,
+    structural_copy,
+)
+from fxopt.frontend.unlift import model_state, unlift
+from fxopt.ir import Program, Signature
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def capture_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    """Captures a whole model in module form, with a symbolic batch where the model allows it.
+
+    The model is not touched: all the work is done on a copy that shares its tensors. The captured
+    program is compared with the model at the example inputs' batch size and at others before it
+    is returned; where the batch cannot be symbolic, it is fixed and the program's notes say why.
+
+    Args:
+        model: The model, in any mode; it is captured as in eval mode.
+        args: Example positional inputs; the batch is the first dimension of the first tensor.
+        kwargs: Example keyword inputs.
+
+    Returns:
+        The program, on the very parameters and buffers of the model.
+
+    Raises:
+        CaptureError: The model cannot be captured; the error names the operation and the line.
+    """
+    return _Capture(structural_copy(model), (args, kwargs)).run()
+
+
+class _BatchFixed(CaptureError):
+    """The batch cannot be symbolic."""
+
+
+class _Capture:
+    """One capture: a structural copy of the model, and example inputs."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self._model = model
+        self._inputs = inputs
+        self._kept: dict[str, nn.Module] = {}
+
+    def run(self) -> Program:
+        """Captures with a symbolic batch, or else with a fixed one."""
+        watch = IdentityWatch(training_modules(self._model))
+        with watch.watching():
+            run_model(self._model, self._inputs)
+        self._kept = watch.identities()
+        try:
+            return self._dynamic()
+        except _BatchFixed as error:
+            return self._static(error.what)
+
+    def _dynamic(self) -> Program:
+        size = batch_size(self._inputs)
+        if size is None:
+            raise _BatchFixed("no input has a batch dimension")
+        # export would specialise a batch of 0 or 1
+        traced = self._inputs if size > 1 else with_batch(self._inputs, 2)
+        try:
+            program = self._capture(traced, batched_tensors(traced), batch=True)
+            self._check_batches(program, size)
+        except CaptureError as error:
+            if depends_on_data(error):
+                raise
+            raise _BatchFixed(error.what) from error
+        return program
+
+    def _check_batches(self, program: Program, size: int) -> None:
+        if not all(_is_symbolic(node) for node in _batched_inputs(program, self._inputs)):
+            raise _BatchFixed("the model's code fixes it")
+        self._check(program, self._inputs)
+        for other in {size + 1, 1} - {size}:
+            self._check(program, with_batch(self._inputs, other))
+
+    def _static(self, reason: str) -> Program:
+        note = f"the batch size is fixed: {reason}"
+        program = self._capture(self._inputs, (), batch=False, notes=(note,))
+        self._check(program, self._inputs)
+        return program
+
+    def _capture(
+        self,
+        inputs: Inputs,
+        batched: Iterable[torch.Tensor],
+        batch: bool,
+        notes: tuple[str, ...] = (),
+    ) -> Program:
+        with kept(self._kept):
+            exported = export_model(self._model, *inputs, batched)
+        state = model_state(self._model)
+        graph = unlift(exported, state)
+        functionalize(graph)
+        module = raise_graph(graph, self._model, state)
+        calls = exported.call_spec
+        assert calls.in_spec is not None and calls.out_spec is not None
+        return Program(module, Signature(calls.in_spec, calls.out_spec, batch), notes)
+
+    def _check(self, program: Program, inputs: Inputs) -> None:
+        expected = pytree.tree_leaves(run_model(self._model, inputs))
+        with torch.no_grad(), random_state_restored(seed=0):
+            actual = program(*program.signature.flatten(*inputs))
+        difference = mismatch(actual, expected)
+        if difference:
+            size = batch_size(inputs)
+            raise CaptureError(f"the captured program differs at batch {size}: {difference}")
+
+
+def run_model(model: nn.Module, inputs: Inputs) -> Any:
+    """Runs a model without leaving a trace in its buffers or in the random generators.
+
+    Raises:
+        CaptureError: The model does not take the inputs; the error names its line.
+    """
+    args, kwargs = pytree.tree_map(_own, inputs)
+    with torch.no_grad(), buffers_restored(model), random_state_restored(seed=0), fast_path_off():
+        try:
+            return model(*args, **kwargs)
+        except Exception as error:  # the user's code may raise anything
+            raise CaptureError(
+                f"{type(model).__name__} fails on the inputs: {type(error).__name__}: {error}",
+                where=blame(error),
+                hint="check that model(*args, **kwargs) runs in eval mode",
+            ) from error
+
+
+def _own(leaf: Any) -> Any:
+    """A copy: the model may write to its inputs."""
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _batched_inputs(program: Program, inputs: Inputs) -> list[Node]:
+    leaves = program.signature.flatten(*inputs)
+    size = batch_size(inputs)
+    pairs = zip(program.inputs, leaves, strict=True)
+    return [node for node, leaf in pairs if is_batched(leaf, size)]
+
+
+def _is_symbolic(node: Node) -> bool:
+    return isinstance(node.meta["val"].shape[0], torch.SymInt)

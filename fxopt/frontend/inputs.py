@@ -1,0 +1,152 @@
+"""Checks what the user hands over, and brings it into one form: (args, kwargs)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxopt.errors import InputError
+from fxopt.frontend.batches import with_batch
+
+__all__ = ["check_model", "normalize_inputs", "with_batch"]
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def check_model(model: object) -> None:
+    """Refuses what is not a module, or holds weights that are not numbers.
+
+    Raises:
+        InputError: Names the parameters and buffers concerned.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"the model is a {type(model).__name__}, not a torch.nn.Module",
+            hint="wrap a function in a module's forward; pass an instance, not a class",
+        )
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    broken = [name for name, tensor in tensors if not _finite(tensor)]
+    if broken:
+        listed = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if broken[5:] else "")
+        raise InputError(
+            f"the model holds NaN or infinite values: {listed}",
+            hint="load or train the weights first; a mask buffer may use a large finite number",
+        )
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    # the extremes are much cheaper than a mask of the whole tensor, and keep NaN
+    extremes = torch.stack(tensor.detach().abs().reshape(-1).aminmax()) if tensor.numel() else None
+    return extremes is None or bool(extremes.isfinite().all())
+
+
+def normalize_inputs(model: nn.Module, example_inputs: object = None) -> Inputs | None:
+    """Brings example inputs into the form of a call.
+
+    Args:
+        model: The model that takes them.
+        example_inputs: A tensor, a tuple or list of positional inputs, or a dict of keyword
+            inputs. None looks for what the model itself offers: `example_input_array`
+            (Lightning), `dummy_inputs` (transformers), `pretrained_cfg` (timm).
+
+    Returns:
+        (args, kwargs), or None when there are none and the model offers none.
+
+    Raises:
+        InputError: The inputs do not fit the model's forward, hold no tensor, or lie on another
+            device than the model.
+    """
+    if example_inputs is None:
+        example_inputs = offered_inputs(model)
+        if example_inputs is None:
+            return None
+    args, kwargs = _as_call(example_inputs)
+    _check_tensors(args, kwargs)
+    _check_names(model, args, kwargs)
+    _check_devices(model, args, kwargs)
+    return args, kwargs
+
+
+def offered_inputs(model: nn.Module) -> object:
+    """The example inputs that a model offers, None where it offers none."""
+    offered = getattr(model, "example_input_array", None)
+    if offered is None:
+        offered = getattr(model, "dummy_inputs", None)
+    if offered is None:
+        offered = _image(model)
+    return None if offered is None else pytree.tree_map(_Mover(model), offered)
+
+
+def _image(model: nn.Module) -> Tensor | None:
+    config = getattr(model, "pretrained_cfg", None)
+    size = config.get("input_size") if isinstance(config, Mapping) else None
+    if size is None:
+        return None
+    return torch.randn((1, *size), generator=torch.Generator().manual_seed(0))
+
+
+class _Mover:
+    """Moves example inputs to where a model is, in its dtype."""
+
+    def __init__(self, model: nn.Module) -> None:
+        floating = [p for p in model.parameters() if p.is_floating_point()]
+        self._like = floating[0] if floating else None
+
+    def __call__(self, leaf: Any) -> Any:
+        if self._like is None or not isinstance(leaf, Tensor):
+            return leaf
+        dtype = self._like.dtype if leaf.is_floating_point() else leaf.dtype
+        return leaf.to(self._like.device, dtype)
+
+
+def _as_call(example_inputs: object) -> Inputs:
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise InputError(
+        f"example_inputs is a {type(example_inputs).__name__}",
+        hint="pass a tensor, a tuple of positional inputs or a dict of keyword inputs",
+    )
+
+
+def _check_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise InputError(
+            "example_inputs holds no tensor", hint="pass example_inputs=(torch.randn(...),)"
+        )
+
+
+def _check_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"example_inputs do not fit {type(model).__name__}.forward: {error}",
+            where=f"forward{signature}",
+            hint="a dict is passed by keyword, a tuple by position, a lone tensor as the only one",
+        ) from error
+
+
+def _check_devices(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    leaves = pytree.tree_leaves((args, kwargs))
+    inputs = {str(leaf.device) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
+    weights = {str(p.device) for p in model.parameters()}
+    # a model spread over several devices moves its inputs itself
+    if len(weights) == 1 and not inputs <= weights:
+        device = weights.pop()
+        raise InputError(
+            f"the inputs are on {', '.join(sorted(inputs))} but the model is on {device}",
+            hint=f"move the inputs with .to({device!r}), or the model to the inputs' device",
+        )

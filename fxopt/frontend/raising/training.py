@@ -1,0 +1,80 @@
+"""Leaves that act in training only: dropout, stochastic depth, dropout inside attention."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from fxopt.frontend.attention import ScaledDotProductAttention
+from fxopt.frontend.raising.context import Context, bind
+from fxopt.frontend.source import module_path
+
+aten = torch.ops.aten
+_DROPOUTS: dict[Any, type[nn.Module]] = {
+    aten.dropout.default: nn.Dropout,
+    aten.feature_dropout.default: nn.Dropout2d,
+    aten.alpha_dropout.default: nn.AlphaDropout,
+    aten.feature_alpha_dropout.default: nn.FeatureAlphaDropout,
+}
+
+
+def raise_kept(context: Context, node: Node) -> None:
+    """Raises the marker of a kept module to a call of that module, made functional."""
+    operand, name = node.args
+    assert isinstance(name, str)
+    context.replace(node, context.place(name, (name,), lambda: _functional(context, name)), operand)
+
+
+def _functional(context: Context, name: str) -> nn.Module:
+    module = copy.copy(context.model.get_submodule(name))
+    if getattr(module, "inplace", False):
+        module.inplace = False  # type: ignore[assignment]
+    return module
+
+
+def raise_dropout(context: Context, node: Node) -> None:
+    """Raises a dropout that is off, so that train() turns it on."""
+    a = bind(node)
+    if a["train"]:
+        return
+    kind, p = _DROPOUTS[node.target], a["p"]
+    leaf = context.place(_inside(node, "dropout"), (node,), lambda: kind(p))
+    context.replace(node, leaf, a["input"])
+
+
+def _inside(node: Node, name: str) -> str:
+    path = module_path(node)
+    return f"{path}.{name}" if path else name
+
+
+def raise_attention(context: Context, node: Node) -> None:
+    """Gives scaled_dot_product_attention the dropout that its module has in training."""
+    a = bind(node)
+    p = _attention_dropout(context, node)
+    if not p or a["dropout_p"]:
+        return
+    settings = {key: a[key] for key in ("is_causal", "scale", "enable_gqa")}
+    name = _inside(node, "attention")
+    leaf = context.place(name, (node,), lambda: ScaledDotProductAttention(p, **settings))
+    context.replace(node, leaf, a["query"], a["key"], a["value"], a["attn_mask"])
+
+
+def raise_softmax(context: Context, node: Node) -> None:
+    """Adds the dropout that nn.MultiheadAttention applies to its weights in training."""
+    p = _attention_dropout(context, node)
+    if not p:
+        return
+    leaf = context.place(_inside(node, "dropout"), (node,), lambda: nn.Dropout(p))
+    with context.graph.inserting_after(node):
+        dropped = context.graph.create_node("call_module", leaf, (node,))
+    dropped.meta = dict(node.meta)
+    node.replace_all_uses_with(dropped, delete_user_cb=lambda user: user is not dropped)
+
+
+def _attention_dropout(context: Context, node: Node) -> float:
+    owner = context.submodule(module_path(node))
+    return owner.dropout if isinstance(owner, nn.MultiheadAttention) else 0.0

@@ -1,0 +1,95 @@
+"""Numbers and lines of the report as people read them."""
+
+from __future__ import annotations
+
+from fxopt.report.records import CandidateRecord, PassRecord, RegionRecord
+
+NONE = "-"
+
+
+def milliseconds(value: float | None) -> str:
+    """``12.6``: three significant digits, but never more than needed; ``-`` when unknown."""
+    if value is None:
+        return NONE
+    digits = 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:.{digits}f}"
+
+
+def megabytes(size: int) -> str:
+    """``97.8 MB`` of a million bytes; ``12.3 kB`` where that says more."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def relative(error: float | None) -> str:
+    """A relative error: ``1.8 %``, or ``3e-07`` where percents would only show zeros."""
+    if error is None:
+        return NONE
+    if error == 0:
+        return "0"
+    if error < 5e-4:
+        return f"{error:.0e}"
+    return f"{error * 100:.2g} %" if error < 0.995 else f"{error * 100:.0f} %"
+
+
+def ratio(before: float, after: float) -> str:
+    """``4.6x``: how many times less it is now; empty where there is nothing to divide by."""
+    if not after:
+        return ""
+    times = before / after
+    return f"{times:.0f}x" if times >= 9.95 else f"{times:.2f}x" if times < 1.5 else f"{times:.1f}x"
+
+
+def nodes(record: PassRecord) -> str:
+    """``176 -> 174``, one number where nothing changed, ``-`` where the pass did not run."""
+    if record.status in ("skipped", "rolled back"):
+        return NONE
+    if record.nodes_before == record.nodes_after:
+        return str(record.nodes_after)
+    return f"{record.nodes_before} -> {record.nodes_after}"
+
+
+def pass_drift(record: PassRecord) -> str:
+    """``exact`` where the pass kept that promise, the drift of a lossy one, ``-`` otherwise."""
+    if record.status != "applied":
+        return NONE
+    return "exact" if record.exact else relative(record.drift)
+
+
+def outcome(record: PassRecord) -> str:
+    """What the pass did, or why it did not."""
+    if record.status in ("skipped", "rolled back"):
+        return f"{record.status}: {record.reason}"
+    refused = f", {len(record.refused)} refused" if record.refused else ""
+    return (record.summary or "nothing to do") + refused
+
+
+def precisions(candidate: CandidateRecord) -> str:
+    """``54 int8, 3 f32``, most frequent first."""
+    ranked = sorted(candidate.precisions.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {name}" for name, count in ranked) or "not known"
+
+
+def candidate(region: RegionRecord, record: CandidateRecord) -> str:
+    """The backend, with the version that it ran where several versions were tried."""
+    versions = {record.version, *(other.version for other in region.candidates)}
+    return f"{record.backend} ({record.version})" if len(versions) > 1 else record.backend
+
+
+def next_best(region: RegionRecord) -> str:
+    """The fastest candidate that lost, such as ``inductor 15.1``."""
+    rivals = [
+        other
+        for other in region.candidates
+        if other != region.chosen and other.milliseconds is not None and not other.reason
+    ]
+    if not rivals:
+        return NONE
+    best = min(rivals, key=lambda other: other.milliseconds or 0.0)
+    return f"{candidate(region, best)} {milliseconds(best.milliseconds)}"
+
+
+def shorten(lines: tuple[str, ...], limit: int) -> list[str]:
+    """The first lines, and how many more the machine-readable report has."""
+    if len(lines) <= limit + 1:  # one more line is no longer than the line that would replace it
+        return list(lines)
+    return [*lines[:limit], f"and {len(lines) - limit} more (report.json has all)"]

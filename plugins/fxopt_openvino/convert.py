@@ -1,0 +1,109 @@
+"""From a program to a model of OpenVINO, once for all batch sizes where that is possible."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fxopt.plugin import BackendError, Lowering, Program, Target, Tensors, export_program
+from fxopt_openvino.execute import OpenVINOExecutable
+
+if TYPE_CHECKING:
+    import openvino
+
+
+class OpenVINOLowering(Lowering):
+    """A program as a model of OpenVINO.
+
+    With a symbolic batch it is converted once and only reshaped for each set of input shapes: the
+    runtime's code for fixed sizes is the faster one. Where the exported program has its batch
+    fixed, or the reshaping fails, it is converted anew for each set of shapes.
+
+    Args:
+        program: What to convert.
+        inputs: Inputs to export it with.
+        target: Says how many threads a call may use.
+
+    Raises:
+        BackendError: Neither way of converting works.
+    """
+
+    def __init__(self, program: Program, inputs: Tensors, target: Target) -> None:
+        self._program = program
+        self._target = target
+        self._any_batch = self._convert_for_any_batch(inputs)
+        self._fixed = None if self._any_batch else (_shapes(inputs), self._convert(inputs))
+
+    def compile(self, inputs: Tensors) -> OpenVINOExecutable:
+        """Code for inputs of these shapes.
+
+        Raises:
+            BackendError: OpenVINO cannot convert or compile for them.
+        """
+        if self._any_batch is not None:
+            try:
+                return OpenVINOExecutable(_reshaped(self._any_batch, inputs), self._target.threads)
+            except Exception:  # noqa: BLE001 - whatever the runtime raises, the other way is left
+                self._any_batch = None
+        return OpenVINOExecutable(self._model_for(inputs), self._target.threads)
+
+    def _model_for(self, inputs: Tensors) -> openvino.Model:
+        if self._fixed is None or self._fixed[0] != _shapes(inputs):
+            self._fixed = (_shapes(inputs), self._convert(inputs))
+        return self._fixed[1]
+
+    def _convert_for_any_batch(self, inputs: Tensors) -> openvino.Model | None:
+        if not self._program.signature.batch:
+            return None
+        try:
+            exported = export_program(self._program, self._widened(inputs), dynamic=True)
+            return _translate(exported) if _has_symbolic_inputs(exported) else None
+        except BackendError:
+            return None
+
+    def _convert(self, inputs: Tensors) -> openvino.Model:
+        return _reshaped(_translate(export_program(self._program, inputs)), inputs)
+
+    def _widened(self, inputs: Tensors) -> list[torch.Tensor]:
+        """The inputs with a batch of at least 2: torch.export takes a size of 1 as fixed."""
+        pairs = zip(self._program.inputs, inputs, strict=True)
+        return [
+            torch.cat([tensor, tensor])
+            if _has_batch(node.meta["val"]) and len(tensor) == 1
+            else tensor
+            for node, tensor in pairs
+        ]
+
+
+def _translate(exported: torch.export.ExportedProgram) -> openvino.Model:
+    import openvino
+
+    try:
+        return openvino.convert_model(exported)
+    except Exception as error:  # noqa: BLE001 - the front end raises types of many modules
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise BackendError(
+            f"OpenVINO cannot convert the program: {' '.join(first)[:500]}"
+        ) from error
+
+
+def _reshaped(model: openvino.Model, inputs: Tensors) -> openvino.Model:
+    fixed = model.clone()
+    fixed.reshape({index: list(tensor.shape) for index, tensor in enumerate(inputs)})
+    return fixed
+
+
+def _has_batch(value: object) -> bool:
+    is_symbolic = isinstance(value, torch.Tensor) and value.dim() > 0
+    return is_symbolic and isinstance(value.shape[0], torch.SymInt)  # type: ignore[attr-defined]
+
+
+def _has_symbolic_inputs(exported: torch.export.ExportedProgram) -> bool:
+    names = set(exported.graph_signature.user_inputs)
+    nodes = [node for node in exported.graph.nodes if node.name in names]
+    return any(_has_batch(node.meta.get("val")) for node in nodes)
+
+
+def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in inputs)

@@ -1,0 +1,78 @@
+"""Compiled code of OpenVINO, called with torch tensors and safe to share between threads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from fxopt.plugin import BackendError, Executable, Kernel
+from fxopt_openvino.kernels import HEAVY, find_kernels
+from fxopt_openvino.tensors import to_openvino, to_torch_dtype
+
+if TYPE_CHECKING:
+    import openvino
+
+
+class OpenVINOExecutable(Executable):
+    """A model of fixed shapes, compiled for the lowest latency of a single call.
+
+    Inputs are read, and outputs written, where torch has them. Each call takes an infer request
+    of its own from a pool, so that threads do not disturb each other, and writes to fresh
+    outputs, so that later calls do not overwrite them.
+
+    Args:
+        model: A model all of whose shapes are known.
+        threads: How many threads a call may use.
+
+    Raises:
+        BackendError: OpenVINO cannot compile it.
+    """
+
+    def __init__(self, model: openvino.Model, threads: int) -> None:
+        self._compiled = _compile(model, threads)
+        self._outputs = [
+            (tuple(output.shape), to_torch_dtype(output.element_type))
+            for output in self._compiled.outputs
+        ]
+        self._idle: list[openvino.InferRequest] = [self._compiled.create_infer_request()]
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        request = self._take()
+        for index, tensor in enumerate(inputs):
+            request.set_input_tensor(index, to_openvino(tensor.detach().contiguous()))
+        outputs = tuple(torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs)
+        for index, tensor in enumerate(outputs):
+            request.set_output_tensor(index, to_openvino(tensor))
+        request.infer(share_outputs=True)
+        self._idle.append(request)
+        return outputs
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The operations of the compiled model that compute something."""
+        return find_kernels(self._compiled.get_runtime_model())
+
+    def precisions(self) -> Counter[str]:
+        """How many of the convolutions, matrix products and the like run in which precision."""
+        return Counter(kernel.precision for kernel in self.kernels() if kernel.kind in HEAVY)
+
+    def _take(self) -> openvino.InferRequest:
+        try:
+            return self._idle.pop()  # one operation of the interpreter, so it needs no lock
+        except IndexError:
+            return self._compiled.create_infer_request()
+
+
+def _compile(model: openvino.Model, threads: int) -> openvino.CompiledModel:
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    try:
+        return openvino.Core().compile_model(model, "CPU", settings)
+    except Exception as error:  # noqa: BLE001 - the runtime raises types of many modules
+        raise BackendError(f"OpenVINO cannot compile the program: {error}") from error

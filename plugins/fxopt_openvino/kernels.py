@@ -1,0 +1,50 @@
+"""What a compiled model of OpenVINO really runs: read back from the runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fxopt.plugin import Kernel
+
+if TYPE_CHECKING:
+    import openvino
+
+HEAVY = frozenset(
+    {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "RNNCell",
+     "ScaledDotProductAttention", "ScaledAttn", "MHA", "LLMMLP", "QKVProjection"}
+)  # fmt: skip
+"""Layer types that hold nearly all of a network's arithmetic."""
+
+# Layer types that move or name data instead of computing it.
+_MOVING = frozenset(
+    {"Const", "Input", "Output", "Parameter", "Result", "Reorder", "Reshape", "Transpose",
+     "Gather", "Split", "Concatenation", "StridedSlice", "Squeeze", "Unsqueeze", "Tile",
+     "Broadcast", "ShapeOf", "Convert", "FakeQuantize", "Pad"}
+)  # fmt: skip
+
+_PRECISIONS = {
+    "u8": "int8", "i8": "int8", "f32": "f32", "bf16": "bf16", "f16": "f16", "i32": "int32",
+}  # fmt: skip
+
+
+def find_kernels(runtime_model: openvino.Model) -> tuple[Kernel, ...]:
+    """The layers of a runtime model that compute something, in order.
+
+    Args:
+        runtime_model: ``CompiledModel.get_runtime_model()``.
+    """
+    layers = [(node, node.get_rt_info()) for node in runtime_model.get_ordered_ops()]
+    kernels = [
+        Kernel(node.get_friendly_name(), _text(info, "layerType"), _precision(info))
+        for node, info in layers
+    ]
+    return tuple(kernel for kernel in kernels if kernel.kind not in _MOVING)
+
+
+def _precision(info: Any) -> str:
+    precision = _text(info, "runtimePrecision").lower()
+    return _PRECISIONS.get(precision, precision)
+
+
+def _text(info: Any, key: str) -> str:
+    return str(info[key].astype(str)) if key in info else "unknown"
