@@ -18,7 +18,6 @@ import json
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,8 +165,12 @@ def _torchvision(name: str, dtype: torch.dtype) -> tuple[nn.Module, Inputs]:
     from torchvision.models import get_model, get_model_builder
 
     kind = get_model_builder(name).__module__.split(".")[2]
-    backbone = {"weights_backbone": None} if kind in ("detection", "segmentation") else {}
-    model = _settled(get_model(name, weights=None, **backbone), dtype)
+    settings: dict[str, Any] = {}
+    if kind in ("detection", "segmentation"):
+        settings["weights_backbone"] = None
+    if kind == "detection" and not name.startswith("ssd"):  # the others resize to 800 pixels
+        settings |= {"min_size": 160, "max_size": 224}
+    model = _settled(get_model(name, weights=None, **settings), dtype)
     return model, (_torchvision_inputs(name, kind, dtype), {})
 
 
@@ -219,8 +222,8 @@ _TRANSFORMERS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 128, "use_cache": False},
     "gpt_neox": {**_SMALL, "use_cache": False},
     "llama": {**_SMALL, "use_cache": False},
-    "qwen2": {**_SMALL, "use_cache": False},
-    "modernbert": _SMALL,
+    "qwen2": {**_SMALL, "num_key_value_heads": 2, "use_cache": False},
+    "modernbert": {**_SMALL, "pad_token_id": 0},
     "vit": _SMALL_IMAGE,
     "deit": _SMALL_IMAGE,
     "beit": _SMALL_IMAGE,

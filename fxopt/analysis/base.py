@@ -38,6 +38,12 @@ class Analyses:
             self._results[analysis] = analysis.run(program)
         return cast(T, self._results[analysis])
 
+    def copy(self) -> Analyses:
+        """A cache of its own with the same results."""
+        twin = Analyses()
+        twin._results = dict(self._results)
+        return twin
+
     def invalidate(self, preserved: Iterable[str] = ()) -> None:
         """Forgets all results but those of the analyses named in ``preserved``."""
         keep = set(preserved)

@@ -1,5 +1,5 @@
 """The public functions."""
 
-from fxopt.api.optimize import capture, optimize
+from fxopt.api.entry import capture, optimize
 
 __all__ = ["capture", "optimize"]

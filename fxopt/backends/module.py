@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from torch import nn
 from fxopt.backends.base import Backend, Executable, Lowering
 from fxopt.cost import Target
 from fxopt.ir import LeafModule, Program
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MAX_COMPILED = 8  # sets of shapes kept at a time; beyond that, the oldest goes
 
@@ -22,8 +26,9 @@ class LoweredModule(LeafModule):
     """Runs a program as code of a backend; to the outside, an ordinary module.
 
     It keeps the program that it was lowered from: in training mode, or when a gradient is asked
-    for, that is what runs, since lowered code has no gradients. Weights loaded with
-    ``load_state_dict`` make it lower again on the next call, and so does a deep copy.
+    for, that is what runs, since lowered code has no gradients. Weights that were trained,
+    loaded with ``load_state_dict`` or converted make it lower again on the next call, and a deep
+    copy lowers its own; one that changes weights otherwise calls ``.train().eval()``.
 
     Args:
         program: What to lower; all its inputs are tensors.
@@ -36,7 +41,7 @@ class LoweredModule(LeafModule):
 
     def __init__(self, program: Program, backend: Backend, target: Target) -> None:
         super().__init__()
-        self.source = program.module
+        self.fxopt_source = program.module  # state_dict leaves this part of the name out
         self.eval()
         self._program = program
         self._backend = backend
@@ -46,9 +51,20 @@ class LoweredModule(LeafModule):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.training or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
-            outputs: tuple[torch.Tensor, ...] = self.source(*inputs)
+            outputs: tuple[torch.Tensor, ...] = self.fxopt_source(*inputs)
             return outputs
         return self.executable(*inputs)(*inputs)
+
+    def train(self, mode: bool = True) -> LoweredModule:
+        """Switches to training; afterwards, the weights may have changed."""
+        if mode:
+            self._reset()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        self._reset()  # .to(), .half() and the like
+        applied: Self = super()._apply(fn, recurse)
+        return applied
 
     def executable(self, *inputs: torch.Tensor) -> Executable:
         """The code for inputs of these shapes, compiled on first use."""

@@ -100,7 +100,7 @@ def _from_file(path: Path, inputs: Sequence[str]) -> list[Any]:
         )
     try:
         data = readers[path.suffix](path)
-    except Exception as error:  # noqa: BLE001 - pickle, zip and numpy raise many kinds
+    except Exception as error:  # pickle, zip and numpy raise many kinds
         raise InputError(f"cannot read calibration from {path}: {error}") from error
     match = _INPUT.fullmatch(inputs[0]) if inputs else None
     size = int(match["sizes"].partition("x")[0]) if match else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def load_model(text: str, weights: str | None = None) -> nn.Module:
+def load_model(text: str, weights: str | None = None, seed: int = 0) -> nn.Module:
     """The model that ``text`` names, in evaluation mode.
 
     Args:
@@ -21,10 +22,14 @@ def load_model(text: str, weights: str | None = None) -> nn.Module:
             ``package.module:name``; the name is a module, or a function or class that makes one
             when called without arguments.
         weights: A file with a state dict; or, for a zoo, ``DEFAULT``, which it may download.
+        seed: For random weights.
 
     Raises:
         InputError: There is no such model, or the weights do not fit it.
     """
+    import torch
+
+    torch.manual_seed(seed)
     file = weights if weights is not None and weights != "DEFAULT" else None
     zoo, _, name = text.partition(":")
     if zoo in ("torchvision", "timm"):
@@ -52,19 +57,15 @@ def _from_zoo(zoo: str, name: str, *, pretrained: bool) -> nn.Module:
     elif pretrained:
         model = module.get_model(name, weights="DEFAULT")
     else:
-        model = module.get_model(name, weights=None, **_OFFLINE.get(name.partition("_")[0], {}))
+        model = _untrained(module.get_model_builder(name))
     return model
 
 
-# Detection and segmentation models would download weights of their backbone all the same.
-_BACKBONE = {"weights_backbone": None}
-_OFFLINE = {
-    prefix: _BACKBONE
-    for prefix in (
-        "deeplabv3", "fasterrcnn", "fcn", "fcos", "keypointrcnn", "lraspp", "maskrcnn",
-        "retinanet", "ssd300", "ssdlite320",
-    )
-}  # fmt: skip
+def _untrained(builder: Any) -> nn.Module:
+    """Random weights; detection models would download those of their backbone all the same."""
+    parts = [p for p in inspect.signature(builder).parameters if p.startswith("weights")]
+    model: nn.Module = builder(**dict.fromkeys(parts))
+    return model
 
 
 def _similar(name: str, known: list[str]) -> str:
@@ -94,6 +95,6 @@ def _with_weights(model: nn.Module, path: Path) -> nn.Module:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
-    except Exception as error:  # noqa: BLE001 - pickle, zip and torch raise many kinds
+    except Exception as error:  # pickle, zip and torch raise many kinds
         raise InputError(f"the weights in {path} do not fit: {error}") from error
     return model

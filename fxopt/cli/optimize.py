@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from fxopt.cli.options import (
     CalibrationSource,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def optimize(
     model: Model,
-    input: Inputs = None,  # noqa: A002 - the option's name
+    input: Inputs = None,
     passes: Passes = None,
     target: TargetName = "cpu",
     backend: Annotated[
@@ -70,7 +71,7 @@ def optimize(
         "workdir": workdir,
         "seed": seed,
     }
-    module = load_model(model, weights)
+    module = load_model(model, weights, seed)
     report = run(module, parse_inputs(input or [], seed), arguments)
     show(report, json)
 
@@ -80,15 +81,17 @@ def run(model: Any, inputs: Any, arguments: dict[str, Any]) -> Report:
     import fxopt
 
     with Console(stderr=True).status("capturing") as status:
-        optimized = fxopt.optimize(model, inputs, progress=status.update, **arguments)
+        optimized = fxopt.optimize(
+            model, inputs, progress=lambda line: status.update(escape(line)), **arguments
+        )
     return optimized.report
 
 
 def show(report: Report, path: Path | None) -> None:
     """Prints the report, and writes it to ``path`` where there is one."""
-    from fxopt.report.json import report_to_json
+    from fxopt.report import save_report
     from fxopt.report.text import render
 
     render(report, Console())
     if path is not None:
-        path.write_text(report_to_json(report))
+        save_report(report, path)

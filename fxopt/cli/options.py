@@ -32,9 +32,13 @@ Passes = Annotated[
     str | None,
     typer.Option(
         metavar="RECIPE",
-        help="Passes with settings, such as 'fold_bn,quantize{bits=8}'. Without it, the exact "
-        "ones. See [bold]fxopt passes[/bold].",
+        help="Passes with settings, such as 'cleanup,fold_bn,quantize'. Without it, the exact "
+        "ones. [bold]fxopt passes[/bold] lists them.",
     ),
+]
+Recipe = Annotated[
+    str,
+    typer.Option("--passes", metavar="RECIPE", help="Passes with settings, as for optimize."),
 ]
 Weights = Annotated[
     str | None,

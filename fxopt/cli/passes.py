@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from fxopt.cli.tables import print_table
 
 if TYPE_CHECKING:
     from fxopt.passes import Pass
 
+_COLUMNS = ("pass", "stage", "fidelity", "settings", "requires", "provides", "plugin")
+
 
 def passes() -> None:
-    """Lists the passes: stage, exact or lossy, settings and facts."""
+    """Lists the passes: stage, exact or lossy, settings with defaults, facts."""
     from fxopt.passes import STAGES
     from fxopt.registry import default_registry
 
     registry = default_registry()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("pass", "stage", "fidelity", "settings", "requires", "provides", "plugin"):
-        table.add_column(name, overflow="fold")
+    owners = {cls.info.name: plugin.name for plugin in registry.plugins for cls in plugin.passes}
     known = registry.passes.values()
-    for cls in sorted(known, key=lambda c: (STAGES.index(c.info.stage), c.info.name)):
-        info = cls.info
-        cells = (
-            info.name,
-            info.stage,
-            type(info.fidelity).__name__.lower(),
-            "\n".join(settings(cls)),
-            "\n".join((*info.requires, *info.needs)),
-            "\n".join(info.provides),
-            registry.owner(info.name),
-        )
-        table.add_row(*map(Text, cells))
-    Console().print(table)
+    ordered = sorted(known, key=lambda cls: (STAGES.index(cls.info.stage), cls.info.name))
+    print_table(_COLUMNS, [_row(cls, owners[cls.info.name]) for cls in ordered])
 
 
-def settings(cls: type[Pass]) -> list[str]:
-    """The settings of a pass with their defaults, as a recipe writes them."""
-    from fxopt.passes import format_setting
+def _row(cls: type[Pass], owner: str) -> tuple[str, ...]:
+    from fxopt.passes import default_settings
 
-    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
-    return [format_setting(field) for field in fields if field.init]
+    info = cls.info
+    fidelity = type(info.fidelity).__name__.lower()
+    requires = "\n".join((*info.requires, *(f"({need} data)" for need in info.needs)))
+    settings, provides = "\n".join(default_settings(cls)), "\n".join(info.provides)
+    return info.name, info.stage, fidelity, settings, requires, provides, owner

@@ -38,20 +38,26 @@ class ResidualBlock(nn.Module):
 
 
 class DigitNet(nn.Module):
-    """``(n, 1, 28, 28)`` images to ``(n, 10)`` logits."""
+    """``(n, 1, 28, 28)`` images to ``(n, 10)`` logits.
 
-    def __init__(self) -> None:
+    Args:
+        width: Channels of the first block; the others have two and four times as many.
+    """
+
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
+            nn.Conv2d(1, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
         )
         self.blocks = nn.Sequential(
-            ResidualBlock(32, 32, stride=1),
-            ResidualBlock(32, 64, stride=2),
-            ResidualBlock(64, 128, stride=2),
+            ResidualBlock(width, width, stride=1),
+            ResidualBlock(width, 2 * width, stride=2),
+            ResidualBlock(2 * width, 4 * width, stride=2),
         )
         self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(128, 10)
+        self.head = nn.Linear(4 * width, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The logits."""

@@ -20,8 +20,8 @@ PYTHON = "fxopt_python"
 _GUARD = "fxopt_guard"
 _REPORT = "fxopt_report"
 
-# Where weights live below the emitted module, so that state_dict can show the user's own names.
-_WRAPPERS = (f"{REGION}.source.", f"{PYTHON}.model.")
+# Modules that fxopt puts around the user's have names that begin so; state_dict leaves them out.
+_OURS = "fxopt_"
 
 
 class OptimizedModule(fx.GraphModule):
@@ -109,10 +109,10 @@ class PythonModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.fxopt_model = model
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.model(*args, **kwargs)
+        return self.fxopt_model(*args, **kwargs)
 
 
 def emit_python(model: nn.Module) -> OptimizedModule:
@@ -147,6 +147,4 @@ def _codegen(program: Program, names: Sequence[str]) -> _PyTreeCodeGen:
 
 
 def _public(key: str) -> str:
-    for wrapper in _WRAPPERS:
-        key = key.replace(wrapper, "")
-    return key
+    return ".".join(part for part in key.split(".") if not part.startswith(_OURS))

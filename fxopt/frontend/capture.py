@@ -51,7 +51,7 @@ def capture_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     return _Capture(structural_copy(model), (args, kwargs)).run()
 
 
-class _BatchFixed(CaptureError):
+class _FixedBatchError(CaptureError):
     """The batch cannot be symbolic."""
 
 
@@ -71,13 +71,13 @@ class _Capture:
         self._kept = watch.identities()
         try:
             return self._dynamic()
-        except _BatchFixed as error:
+        except _FixedBatchError as error:
             return self._static(error.what)
 
     def _dynamic(self) -> Program:
         size = batch_size(self._inputs)
         if size is None:
-            raise _BatchFixed("no input has a batch dimension")
+            raise _FixedBatchError("no input has a batch dimension")
         # export would specialise a batch of 0 or 1
         traced = self._inputs if size > 1 else with_batch(self._inputs, 2)
         try:
@@ -86,12 +86,12 @@ class _Capture:
         except CaptureError as error:
             if depends_on_data(error):
                 raise
-            raise _BatchFixed(error.what) from error
+            raise _FixedBatchError(error.what) from error
         return program
 
     def _check_batches(self, program: Program, size: int) -> None:
         if not all(_is_symbolic(node) for node in _batched_inputs(program, self._inputs)):
-            raise _BatchFixed("the model's code fixes it")
+            raise _FixedBatchError("the model's code fixes it")
         self._check(program, self._inputs)
         for other in {size + 1, 1} - {size}:
             self._check(program, with_batch(self._inputs, other))
@@ -116,14 +116,13 @@ class _Capture:
         functionalize(graph)
         module = raise_graph(graph, self._model, state)
         calls = exported.call_spec
-        assert calls.in_spec is not None and calls.out_spec is not None
+        assert calls.in_spec is not None
+        assert calls.out_spec is not None
         return Program(module, Signature(calls.in_spec, calls.out_spec, batch), notes)
 
     def _check(self, program: Program, inputs: Inputs) -> None:
         expected = pytree.tree_leaves(run_model(self._model, inputs))
-        with torch.no_grad(), random_state_restored(seed=0):
-            actual = program(*program.signature.flatten(*inputs))
-        difference = mismatch(actual, expected)
+        difference = mismatch(_run_program(program, inputs), expected)
         if difference:
             size = batch_size(inputs)
             raise CaptureError(f"the captured program differs at batch {size}: {difference}")
@@ -139,12 +138,21 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
     with torch.no_grad(), buffers_restored(model), random_state_restored(seed=0), fast_path_off():
         try:
             return model(*args, **kwargs)
-        except Exception as error:  # the user's code may raise anything
+        except Exception as error:
             raise CaptureError(
                 f"{type(model).__name__} fails on the inputs: {type(error).__name__}: {error}",
                 where=blame(error),
                 hint="check that model(*args, **kwargs) runs in eval mode",
             ) from error
+
+
+def _run_program(program: Program, inputs: Inputs) -> tuple[Any, ...]:
+    with torch.no_grad(), random_state_restored(seed=0):
+        try:
+            return program(*program.signature.flatten(*inputs))
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            size = batch_size(inputs)
+            raise CaptureError(f"the captured program fails at batch {size}: {error}") from error
 
 
 def _own(leaf: Any) -> Any:

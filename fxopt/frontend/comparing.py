@@ -44,4 +44,4 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     if not torch.equal(actual.isfinite(), expected.isfinite()):
         return float("inf")
     scale = max(second.norm().item(), torch.finfo(torch.float64).tiny)
-    return (first - second).norm().item() / scale
+    return float((first - second).norm().item() / scale)

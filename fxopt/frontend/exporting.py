@@ -42,12 +42,12 @@ def export_model(
     """
     shapes = ShapesCollection()
     for tensor in batched:
-        shapes[tensor] = {0: Dim.AUTO}  # type: ignore[no-untyped-call]
+        shapes[tensor] = {0: Dim.AUTO}
     try:
         with _tracing():
-            dynamic = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
+            dynamic = shapes.dynamic_shapes(model, args, kwargs)
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
-    except Exception as error:  # tracing runs the user's code, which may raise anything
+    except Exception as error:
         raise _explain(error, model) from error
 
 

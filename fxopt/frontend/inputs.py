@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -129,6 +130,7 @@ def _check_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 def _check_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     signature = inspect.signature(model.forward)
+    _check_keywords(model, signature, kwargs)
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -137,6 +139,20 @@ def _check_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             where=f"forward{signature}",
             hint="a dict is passed by keyword, a tuple by position, a lone tensor as the only one",
         ) from error
+
+
+def _check_keywords(model: nn.Module, signature: inspect.Signature, kwargs: dict[str, Any]) -> None:
+    parameters = signature.parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    unknown = [name for name in kwargs if name not in parameters]
+    if unknown:
+        close = get_close_matches(unknown[0], parameters, 1)
+        raise InputError(
+            f"{type(model).__name__}.forward takes no input {unknown[0]!r}",
+            where=f"forward{signature}",
+            hint=f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(parameters)}",
+        )
 
 
 def _check_devices(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ by a marker operation, `fxopt::keep`, which is later raised to a call of the mod
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 
 @torch.library.custom_op("fxopt::keep", mutates_args=())
@@ -37,15 +39,16 @@ keep.register_autograd(_keep_backward)
 def training_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The stateless leaf modules whose forward reads the training flag, by qualified name."""
     named = model.named_modules()
-    return {name: m for name, m in named if name and _stateless(m) and _reads_training(m)}
+    return {name: m for name, m in named if name and _stateless(m) and reads_training(m)}
 
 
 def _stateless(module: nn.Module) -> bool:
     return not (module._parameters or module._buffers or module._modules)
 
 
-def _reads_training(module: nn.Module) -> bool:
-    code = getattr(type(module).forward, "__code__", None)
+def reads_training(module: nn.Module) -> bool:
+    """Whether the forward of a module mentions the training flag."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     return code is not None and "training" in code.co_names
 
 
@@ -82,7 +85,7 @@ class IdentityWatch:
 def kept(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Makes the forward of every given module the marker operation, inside the block."""
     for name, module in modules.items():
-        module.forward = _marker(name)
+        module.forward = _marker_in_place(name) if in_place(module) else _marker(name)
     try:
         yield
     finally:
@@ -95,3 +98,21 @@ def _marker(name: str) -> Callable[[Tensor], Tensor]:
         return keep(x, name)  # type: ignore[no-any-return]
 
     return forward
+
+
+def _marker_in_place(name: str) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        # the other users of x see what the module does to it in training
+        return x.copy_(keep(x, name))
+
+    return forward
+
+
+def in_place(module: nn.Module) -> bool:
+    """Whether a module writes to its input, as dropout does when asked to."""
+    return bool(getattr(module, "inplace", False))
+
+
+def is_kept(node: object) -> bool:
+    """Whether an argument is the result of the marker operation."""
+    return isinstance(node, Node) and node.target is keep._opoverload

@@ -60,7 +60,7 @@ class GuardedPart(nn.Module):
 
     def __init__(self, original: nn.Module, optimized: nn.Module, program: Program) -> None:
         super().__init__()
-        self.optimized = optimized
+        self.fxopt_part = optimized  # state_dict leaves this part of the name out
         # not registered: the optimized module holds the weights, the state_dict need not repeat
         self.__dict__["original"] = original
         self._signature = program.signature
@@ -68,7 +68,7 @@ class GuardedPart(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls one of the two modules."""
-        chosen = self.optimized if self.fits(args, kwargs) else self.__dict__["original"]
+        chosen = self.fxopt_part if self.fits(args, kwargs) else self.__dict__["original"]
         return chosen(*args, **kwargs)
 
     def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

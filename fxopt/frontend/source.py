@@ -65,4 +65,5 @@ def _innermost(frames: Iterable[Frame]) -> Frame | None:
     """The last frame outside torch, or the very last one when all are torch's."""
     listed = list(frames)
     foreign = [frame for frame in listed if frame.foreign]
-    return (foreign or listed or [None])[-1]
+    chosen = foreign or listed
+    return chosen[-1] if chosen else None

@@ -29,7 +29,7 @@ def structural_copy(model: nn.Module) -> nn.Module:
     shared = {id(tensor): tensor for tensor in _shared_tensors(model)}
     try:
         copied: nn.Module = copy.deepcopy(model, shared)
-    except Exception as error:  # a model may define __deepcopy__ and raise anything from it
+    except Exception as error:
         raise CaptureError(
             f"the structure of {type(model).__name__} cannot be copied: {error}",
             hint="make sure that copy.deepcopy(model) works (no locks, files or generators in it)",

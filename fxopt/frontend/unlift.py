@@ -34,6 +34,11 @@ class State:
     transient: set[str] = field(default_factory=set)
     """Names that are left out of the state_dict: constants, and non-persistent buffers."""
 
+    def first_name(self, name: str) -> str:
+        """The first of the names of a tied tensor: export picks the last."""
+        tensor = self.tensors[name]
+        return next(key for key, value in self.tensors.items() if value is tensor)
+
 
 def unlift(exported: ExportedProgram, state: State) -> Graph:
     """Builds a flat graph whose inputs are the user's alone.
@@ -51,7 +56,11 @@ def unlift(exported: ExportedProgram, state: State) -> Graph:
     _refuse_mutation(exported)
     writer = _Writer(exported.graph_module)
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    for node in exported.graph.nodes:
+    lifted = {name for name, spec in specs.items() if spec.kind in _LIFTED}
+    # the user's inputs come first in a program; export puts what it lifts before them
+    for node in sorted(
+        exported.graph.nodes, key=lambda n: n.op != "placeholder" or n.name in lifted
+    ):
         spec = specs.get(node.name) if node.op == "placeholder" else None
         if spec is not None and spec.kind in _LIFTED:
             writer.fetch(node, _register(exported, state, spec))
@@ -79,7 +88,7 @@ def _register(exported: ExportedProgram, state: State, spec: Any) -> str:
         state.tensors[name] = exported.constants.get(name, exported.state_dict.get(name))
     if spec.kind is InputKind.CONSTANT_TENSOR or spec.persistent is False:
         state.transient.add(name)
-    return name
+    return state.first_name(name)
 
 
 def _user_outputs(exported: ExportedProgram, output: Node) -> list[Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
+from fxopt.errors import ProgramError
+from fxopt.ir.ops import is_aten
+from fxopt.ir.paths import free_path, prune, put_buffer, put_module
 from fxopt.ir.result import PassResult
 from fxopt.ir.shapes import infer
 
@@ -23,7 +27,8 @@ class Edit:
 
     New nodes get their value, the source line and the name of what they replace. What a rewrite
     leaves unused is removed, together with its modules. Weights may be changed freely: a pass is
-    always given a program of its own.
+    always given a program of its own. Where the block raises, the rewrites done so far stay, and
+    what else it added goes.
 
     One call of :meth:`replace`, :meth:`redirect` or :meth:`set_arguments` is one rewrite. Under
     ``program.rewrite_limit`` further rewrites are left undone, which is how ``fxopt bisect``
@@ -38,6 +43,7 @@ class Edit:
         self._refused: list[str] = []
         self._loose: list[fx.Node] = []
         self._stale: set[fx.Node] = set()
+        self._replaced: set[fx.Node] = set()
         self._open = False
 
     def __enter__(self) -> Edit:
@@ -53,12 +59,15 @@ class Edit:
         self._open = False
         if error is None:
             self._finish()
+            return
+        with contextlib.suppress(ProgramError, RuntimeError):  # the block's own error tells more
+            self._finish()
 
     @property
     def exhausted(self) -> bool:
         """Whether the rewrite limit is reached, so that further rewrites do nothing."""
         limit = self._program.rewrite_limit
-        return limit is not None and len(self._rewrites) >= limit
+        return limit is not None and len(self._program.rewrites) >= limit
 
     def call(self, target: Target, *args: Any, before: fx.Node, **kwargs: Any) -> fx.Node:
         """Adds a node that calls ``target``, in front of the node ``before``.
@@ -69,6 +78,7 @@ class Edit:
             before: Where it goes, and whose source line it takes over.
             **kwargs: Its keyword arguments.
         """
+        self._require_open()
         with self._graph.inserting_before(before):
             node = self._create(target, args, kwargs, origin=before, name=None)
         self._loose.append(node)
@@ -76,9 +86,9 @@ class Edit:
 
     def constant(self, tensor: torch.Tensor, *, before: fx.Node, name: str = "constant") -> fx.Node:
         """Adds a buffer to the program and a node in front of ``before`` that reads it."""
-        path = self._free_name(name)
-        owner = self._owner(path)
-        owner.register_buffer(path.rpartition(".")[2], tensor)
+        self._require_open()
+        path = free_path(self._program.module, name)
+        put_buffer(self._program.module, path, tensor)
         with self._graph.inserting_before(before):
             node = self._graph.get_attr(path)
         self._annotate(node, before)
@@ -89,7 +99,7 @@ class Edit:
         """Replaces ``node`` by a call of ``target``; all users take the new node instead.
 
         A module takes over the qualified name of the module that it replaces, if nothing else
-        calls that one.
+        uses that one. To put something behind ``node``, use :meth:`call` and :meth:`redirect`.
         """
         if not self._permit(node, f"{node.name} -> {_name_of(target)}"):
             return node
@@ -100,7 +110,16 @@ class Edit:
         return new
 
     def redirect(self, node: fx.Node, other: fx.Node) -> None:
-        """Lets all users of ``node`` use ``other``, which must come before them, instead."""
+        """Lets all users of ``node`` use ``other``, which must come before them, instead.
+
+        What ``other`` itself is computed from stays as it is, so ``other`` may be computed from
+        ``node``.
+
+        Raises:
+            ProgramError: ``other`` is computed from all users of ``node``.
+        """
+        if node.users and set(node.users) <= _between(node, other):
+            raise ProgramError([f"no user of %{node.name} can take %{other.name} instead"])
         if self._permit(node, f"{node.name} -> {other.name}"):
             self._take_over(node, other)
 
@@ -112,9 +131,16 @@ class Edit:
             self._stale.add(node)
 
     def remove(self, node: fx.Node) -> None:
-        """Removes a node that has no users."""
+        """Removes a node that has no users, and then what it alone has used.
+
+        Raises:
+            ProgramError: It has users, or is an input or the output.
+        """
+        if node.users or node.op in ("placeholder", "output"):
+            raise ProgramError([f"%{node.name} cannot be removed: it is used"])
         if self._permit(node, f"{node.name} removed"):
-            self._loose.append(node)
+            self._loose.extend(node.all_input_nodes)
+            self._graph.erase_node(node)
 
     def refuse(self, node: fx.Node, reason: str) -> None:
         """Records for the report why a candidate was left as it is."""
@@ -140,13 +166,17 @@ class Edit:
 
     # -- internals ---------------------------------------------------------------------------
 
-    def _permit(self, node: fx.Node, what: str) -> bool:
+    def _require_open(self) -> None:
         if not self._open:
             raise RuntimeError("an edit changes its program only inside its with block")
+
+    def _permit(self, node: fx.Node, what: str) -> bool:
+        self._require_open()
         if self.exhausted:
             return False
         source = node.meta.get("source")
         self._rewrites.append(f"{what} ({source})" if source else what)
+        self._program.rewrites.append(self._rewrites[-1])  # a pass may edit more than once
         return True
 
     def _create(
@@ -157,57 +187,55 @@ class Edit:
         origin: fx.Node,
         name: str | None,
     ) -> fx.Node:
-        if isinstance(target, nn.Module):
-            path = self._install(target, origin, name)
-            node = self._graph.call_module(path, args, kwargs)
-        else:
-            node = self._graph.call_function(target, args, kwargs)
-        self._annotate(node, origin)
-        return node
+        if not isinstance(target, nn.Module):
+            return self._annotate(self._graph.call_function(target, args, kwargs), origin)
+        path = self._path_for(target, origin, name)
+        earlier = put_module(self._program.module, path, target)
+        target.train(self._program.module.training)
+        try:
+            return self._annotate(self._graph.call_module(path, args, kwargs), origin)
+        except ProgramError:
+            if earlier is not None:
+                put_module(self._program.module, path, earlier)
+            raise
 
-    def _annotate(self, node: fx.Node, origin: fx.Node) -> None:
+    def _annotate(self, node: fx.Node, origin: fx.Node) -> fx.Node:
+        """Gives a new node its metadata; one whose arguments do not fit is taken out again."""
         inherited = {key: origin.meta[key] for key in _PROVENANCE if key in origin.meta}
         node.meta = {**inherited, "from": (*origin.meta.get("from", ()), origin.name)}
-        node.meta["val"] = infer(self._program.module, node)
+        try:
+            self._update_values(_between(None, node) if self._stale else ())
+            node.meta["val"] = infer(self._program.module, node)
+        except ProgramError:
+            self._graph.erase_node(node)
+            raise
+        return node
 
-    def _install(self, module: nn.Module, origin: fx.Node, name: str | None) -> str:
-        module.train(self._program.module.training)
+    def _path_for(self, module: nn.Module, origin: fx.Node, name: str | None) -> str:
+        """Where ``module`` is already, or else ``name`` if it can be taken, or a free name."""
         for existing, child in self._program.module.named_modules(remove_duplicate=False):
             if child is module:
                 return str(existing)
-        callers = [n for n in self._graph.nodes if n.op == "call_module" and n.target == name]
-        path = name if name and len(callers) <= 1 else self._free_name(name or _near(origin))
-        self._owner(path).add_module(path.rpartition(".")[2], module)
-        return path
+        if name is not None and not self._used_by_others(name, origin):
+            return name
+        return free_path(self._program.module, name or _near(origin))
 
-    def _owner(self, path: str) -> nn.Module:
-        owner: nn.Module = self._program.module
-        for atom in path.split(".")[:-1]:
-            child = getattr(owner, atom, None)
-            if not isinstance(child, nn.Module):
-                child = nn.Module()
-                owner.add_module(atom, child)
-            owner = child
-        return owner
-
-    def _free_name(self, wanted: str) -> str:
-        taken = {name for name, _ in self._program.module.named_modules(remove_duplicate=False)}
-        taken |= set(dict(self._program.module.named_parameters(remove_duplicate=False)))
-        taken |= set(dict(self._program.module.named_buffers(remove_duplicate=False)))
-        candidates = (f"{wanted}_{i}" if i else wanted for i in range(len(taken) + 2))
-        return next(
-            name for name in candidates if name not in taken and not _clashes(self._program, name)
-        )
+    def _used_by_others(self, path: str, origin: fx.Node) -> bool:
+        gone = {origin, *self._replaced}
+        nodes = (n for n in self._graph.nodes if n.op in ("call_module", "get_attr"))
+        return any(f"{n.target}.".startswith(f"{path}.") for n in nodes if n not in gone)
 
     def _take_over(self, old: fx.Node, new: fx.Node) -> None:
-        users = list(old.users)
-        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        self._stale.update(user for user in users if user is not new)
+        needed = _between(old, new)
+        if _kind(old.meta.get("val")) != _kind(new.meta.get("val")):
+            self._stale.update(user for user in old.users if user not in needed)
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in needed)
+        self._replaced.add(old)
         self._loose.append(old)
 
     def _finish(self) -> None:
         self._erase_loose()
-        self._update_values()
+        self._update_values(self._stale)
         self._drop_unused_modules()
         self._graph.lint()
         self._program.module.recompile()
@@ -222,33 +250,44 @@ class Edit:
             self._stale.discard(node)
             self._graph.erase_node(node)
 
-    def _update_values(self) -> None:
+    def _update_values(self, among: Collection[fx.Node]) -> None:
+        """Infers the values of stale nodes again, and of what they change in turn."""
         for node in self._graph.nodes:
-            if node not in self._stale or node.op == "output":
+            if node not in self._stale or node not in among or node.op == "output":
                 continue
             value = infer(self._program.module, node)
+            self._stale.discard(node)
             if _kind(value) != _kind(node.meta.get("val")):
                 self._stale.update(node.users)
             node.meta["val"] = value
 
     def _drop_unused_modules(self) -> None:
         used = {str(n.target) for n in self._graph.nodes if n.op in ("call_module", "get_attr")}
-        _prune(self._program.module, "", used)
+        prune(self._program.module, used)
 
 
 _PROVENANCE = ("source", "stack_trace", "nn_module_stack")
 
 
 def _name_of(target: Target) -> str:
-    return type(target).__name__ if isinstance(target, nn.Module) else str(target)
+    if isinstance(target, nn.Module):
+        return type(target).__name__
+    return str(target) if is_aten(target) else target.__name__
 
 
 def _near(origin: fx.Node) -> str:
     return str(origin.target) if origin.op == "call_module" else origin.name
 
 
-def _clashes(program: Program, name: str) -> bool:
-    return hasattr(program.module, name.partition(".")[0]) and "." not in name
+def _between(old: fx.Node | None, new: fx.Node) -> set[fx.Node]:
+    """``new`` and all that it is computed from, as far back as ``old`` or the inputs."""
+    found, waiting = set(), [new]
+    while waiting:
+        node = waiting.pop()
+        if node not in found and (old is None or old < node):
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
 
 
 def _kind(value: Any) -> Any:
@@ -257,18 +296,3 @@ def _kind(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_kind(item) for item in value)
     return str(value)
-
-
-def _prune(module: nn.Module, prefix: str, used: set[str]) -> None:
-    """Removes below ``module`` each tensor and module that no path of ``used`` leads to."""
-    for name, child in list(module.named_children()):
-        path = f"{prefix}{name}"
-        if path in used:
-            continue
-        if any(other.startswith(f"{path}.") for other in used):
-            _prune(child, f"{path}.", used)
-        else:
-            delattr(module, name)
-    for name in [*module._parameters, *module._buffers]:
-        if f"{prefix}{name}" not in used:
-            delattr(module, name)

@@ -27,6 +27,7 @@ class Program:
         signature: How nested inputs and outputs map to the flat ones.
         notes: What capture has to tell the user, such as a batch that had to stay fixed.
         rewrite_limit: With a number, edits stop rewriting after so many (used to bisect).
+        rewrites: What edits have done to the program since it was made or cloned.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Program:
         self.signature = signature
         self.notes = notes
         self.rewrite_limit: int | None = None
+        self.rewrites: list[str] = []
 
     @property
     def graph(self) -> fx.Graph:

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fxopt.errors import ProgramError
@@ -30,9 +31,17 @@ def infer(module: fx.GraphModule, node: fx.Node) -> Any:
         return node.meta.get("val")
     mode = fake_mode_of(node.graph)
     try:
-        with mode, torch.no_grad():
+        # its decompositions know symbolic sizes where the compiled ones do not, as for an LSTM
+        with enable_python_dispatcher():
             return _call(module, node, mode)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        AssertionError,
+    ) as error:
         raise ProgramError(
             [f"{node.format_node()} does not accept its arguments: {error}"],
             where=node.meta.get("source"),
@@ -50,13 +59,14 @@ def _call(module: fx.GraphModule, node: fx.Node, mode: FakeTensorMode) -> Any:
     if node.op == "get_attr":
         return _fake(mode, attribute(module, str(node.target)))
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
-    if node.op == "call_module":
-        leaf = module.get_submodule(str(node.target))
-        state: dict[str, torch.Tensor] = {
-            name: _fake(mode, tensor) for name, tensor in _tensors(leaf)
-        }
+    if node.op != "call_module":
+        with mode, torch.no_grad():
+            return cast(Any, node.target)(*args, **kwargs)
+    leaf = module.get_submodule(str(node.target))
+    # Made fake outside of the mode, under which even detach() is a fake operation.
+    state: dict[str, torch.Tensor] = {name: _fake(mode, tensor) for name, tensor in _tensors(leaf)}
+    with mode, torch.no_grad():
         return torch.func.functional_call(leaf, state, args, kwargs)
-    return cast(Any, node.target)(*args, **kwargs)
 
 
 def _tensors(leaf: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:

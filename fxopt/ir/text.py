@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 if TYPE_CHECKING:
     from fxopt.ir.program import Program
@@ -72,8 +72,14 @@ def program_fingerprint(program: Program) -> str:
     """A digest of structure and weights: equal programs have equal ones across processes."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(program_text(program).encode())
-    for name, tensor in sorted(program.module.state_dict().items()):
+    for name, tensor in sorted(_weights(program.module).items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All tensors by name; a state_dict would leave out buffers that are not persistent."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}

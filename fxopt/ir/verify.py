@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,11 @@ def node_kinds(program: Program) -> Iterator[str]:
 
 
 def well_formed(program: Program) -> Iterator[str]:
-    """Arguments are nodes of this graph that come before their users."""
+    """Inputs come first, and arguments are nodes of this graph that come before their users."""
     seen: set[fx.Node] = set()
     for node in program.graph.nodes:
+        if node.op == "placeholder" and any(other.op != "placeholder" for other in seen):
+            yield f"the input %{node.name} comes after other nodes"
         for arg in node.all_input_nodes:
             if arg.graph is not program.graph or arg not in seen:
                 yield f"%{node.name} uses %{arg.name}, which does not come before it"
@@ -48,6 +51,8 @@ def functions_are_functional(program: Program) -> Iterator[str]:
                 yield f"%{node.name} works in place: {node.target}"
         elif not is_size_arithmetic(node.target):
             yield f"%{node.name} calls {node.target}, which is no operator overload"
+        elif node.target is not operator.getitem and any(map(_is_tensor, node.all_input_nodes)):
+            yield f"%{node.name} calls {node.target}, which is for sizes, on a tensor"
 
 
 def modules_are_leaves(program: Program) -> Iterator[str]:
@@ -105,6 +110,10 @@ def nothing_unreferenced(program: Program) -> Iterator[str]:
         owners = {owner, *(owner[:i] for i, char in enumerate(owner) if char == ".")}
         if name not in used and not owners & used:
             yield f"the parameter {name} is used by no node"
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 RULES: tuple[Rule, ...] = (

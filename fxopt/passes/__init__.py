@@ -3,7 +3,13 @@
 from fxopt.passes.base import Context, Pass
 from fxopt.passes.calibration import Calibration, batch_arguments
 from fxopt.passes.info import STAGES, Exact, Lossy, PassInfo, Stage
-from fxopt.passes.text import format_pass, format_passes, make_pass, parse_passes
+from fxopt.passes.text import (
+    default_settings,
+    format_pass,
+    format_passes,
+    make_pass,
+    parse_passes,
+)
 
 __all__ = [
     "STAGES",
@@ -15,6 +21,7 @@ __all__ = [
     "PassInfo",
     "Stage",
     "batch_arguments",
+    "default_settings",
     "format_pass",
     "format_passes",
     "make_pass",

@@ -8,6 +8,7 @@ import difflib
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from fxopt.errors import SettingError
 from fxopt.passes.base import Pass
 
 _BARE = re.compile(r"[A-Za-z_][\w.\-*/]*")
+# A quoted text, or else one character.
+_TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|.""", re.DOTALL)
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -46,6 +49,22 @@ def format_pass(item: Pass) -> str:
     return item.info.name + (f"{{{','.join(settings)}}}" if settings else "")
 
 
+def default_settings(cls: type[Pass]) -> list[str]:
+    """The settings of a pass as a recipe writes them, each ``key=value`` with its default.
+
+    One that has no default, and must be given, is ``key=<type>``.
+    """
+    hints = typing.get_type_hints(cls)
+    return [f"{field.name}={_format_default(field, hints)}" for field in _settings(cls)]
+
+
+def _format_default(field: dataclasses.Field[Any], hints: Mapping[str, Any]) -> str:
+    default = _default(field)
+    if default is dataclasses.MISSING:
+        return f"<{_type_name(hints[field.name])}>"
+    return _format_value(default)
+
+
 def make_pass(cls: type[Pass], settings: Mapping[str, Any]) -> Pass:
     """Builds a pass from settings, each checked for its name and type.
 
@@ -68,22 +87,24 @@ def make_pass(cls: type[Pass], settings: Mapping[str, Any]) -> Pass:
 
 
 def split_outside_brackets(text: str) -> list[str]:
-    """Splits at commas that stand in no bracket.
+    """Splits at commas that stand in no bracket and no quotes.
 
     Raises:
         SettingError: Brackets do not match.
     """
-    items, depth, start = [], 0, 0
-    for index, char in enumerate(text):
-        depth += (char in "{[(") - (char in "}])")
+    items, depth, item = [], 0, ""
+    for token in _TOKEN.findall(text):
+        depth += (token in "{[(") - (token in "}])")
         if depth < 0:
             break
-        if char == "," and depth == 0:
-            items.append(text[start:index].strip())
-            start = index + 1
+        if token == "," and depth == 0:
+            items.append(item.strip())
+            item = ""
+        else:
+            item += token
     if depth:
         raise SettingError(f"the brackets in {text!r} do not match")
-    return [*items, text[start:].strip()]
+    return [*items, item.strip()]
 
 
 def _build(item: str, known: Mapping[str, type[Pass]]) -> Pass:
@@ -94,7 +115,11 @@ def _build(item: str, known: Mapping[str, type[Pass]]) -> Pass:
     if name not in known:
         raise _unknown("pass", name, list(known))
     pairs = [pair for pair in split_outside_brackets(body or "") if pair]
-    return make_pass(known[name], dict(_parse_setting(name, pair) for pair in pairs))
+    settings = [_parse_setting(name, pair) for pair in pairs]
+    for key, count in Counter(key for key, _ in settings).items():
+        if count > 1:
+            raise SettingError(f"{name}: the setting {key!r} is given {count} times")
+    return make_pass(known[name], dict(settings))
 
 
 def _parse_setting(name: str, pair: str) -> tuple[str, Any]:

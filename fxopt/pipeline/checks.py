@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -40,10 +40,12 @@ def nothing_dangles(before: Program, after: Program) -> Iterator[str]:
 def modes_are_kept(before: Program, after: Program) -> Iterator[str]:
     """Modules are in train or eval mode as before, new ones as the whole program."""
     old = {name: m.training for name, m in before.module.named_modules(remove_duplicate=False)}
-    for name, module in after.module.named_modules(remove_duplicate=False):
-        wanted = old.get(name, before.module.training)
-        if module.training != wanted:
-            yield f"{name or 'the program'} is left in {'train' if module.training else 'eval'} mode"
+    for node in after.graph.nodes:
+        if node.op != "call_module":
+            continue
+        wanted = old.get(str(node.target), before.module.training)
+        if any(module.training != wanted for module in after.leaf(node).modules()):
+            yield f"{node.target} is left in {'eval' if wanted else 'train'} mode"
 
 
 def new_modules_can_be_copied(before: Program, after: Program) -> Iterator[str]:
@@ -63,15 +65,15 @@ def values_are_right(before: Program, after: Program) -> Iterator[str]:
     """``meta["val"]`` is what the node yields, wherever a node or one of its inputs changed."""
     known = {describe_node(before, node) for node in before.graph.nodes}
     changed = {node for node in after.graph.nodes if describe_node(after, node) not in known}
-    for node in after.graph.nodes:
-        if node in changed or any(arg in changed for arg in node.all_input_nodes):
-            yield from _value_is_right(after, node)
+    yield from _first_wrong_value(
+        after,
+        (n for n in after.graph.nodes if n in changed or not changed.isdisjoint(n.all_input_nodes)),
+    )
 
 
 def all_values_are_right(before: Program, after: Program) -> Iterator[str]:
     """``meta["val"]`` of every node is what the node yields."""
-    for node in after.graph.nodes:
-        yield from _value_is_right(after, node)
+    yield from _first_wrong_value(after, after.graph.nodes)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -86,13 +88,16 @@ def _inputs(program: Program) -> list[str]:
     return [f"{node.name} {describe_value(node.meta.get('val'))}" for node in program.inputs]
 
 
-def _value_is_right(program: Program, node: fx.Node) -> Iterator[str]:
-    if node.op in ("placeholder", "output"):
-        return
-    claimed, real = node.meta["val"], infer(program.module, node)
-    if not _agree(claimed, real):
-        found, wanted = describe_value(claimed), describe_value(real)
-        yield f'meta["val"] of %{node.name} is {found}, but the node yields {wanted}'
+def _first_wrong_value(program: Program, nodes: Iterable[fx.Node]) -> Iterator[str]:
+    """Only the first one: what the next nodes yield would be inferred from it."""
+    for node in nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        claimed, real = node.meta["val"], infer(program.module, node)
+        if not _agree(claimed, real):
+            found, wanted = describe_value(claimed), describe_value(real)
+            yield f'meta["val"] of %{node.name} is {found}, but the node yields {wanted}'
+            return
 
 
 def _agree(claimed: Any, real: Any) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
 
-from fxopt.errors import CalibrationError, InputError
+from fxopt.errors import CalibrationError, FxoptError, InputError
 from fxopt.ir import Program
-from fxopt.passes import Context, Exact
+from fxopt.passes import Context
 from fxopt.pipeline.compare import Comparison, beyond, compare
 from fxopt.pipeline.sandbox import copy_inputs, run_program
 
@@ -43,7 +44,7 @@ class Numbers:
             self._reference = self.run(original)
         except Exception as error:
             raise InputError(
-                f"the captured program fails on the example inputs: {error}",
+                f"the program fails on the example inputs: {type(error).__name__}: {error}",
                 hint="give example inputs as they were at capture",
             ) from error
 
@@ -60,15 +61,14 @@ class Numbers:
         """The worst difference over the examples; None where there are none."""
         return _worst(_comparisons(outputs, reference, self._labels()))
 
-    def broken_promise(self, outputs: Outputs, reference: Outputs, fidelity: Exact) -> str | None:
-        """Where outputs are further from their reference than an exact pass may change them."""
+    def beyond(
+        self, outputs: Outputs, reference: Outputs, tolerance: Callable[[torch.dtype], float]
+    ) -> str | None:
+        """Where outputs are further from their reference than their dtype allows, in words."""
         for label, mine, theirs in zip(self._labels(), outputs, reference, strict=True):
-            found = beyond(mine, theirs, fidelity.tolerance)
+            found = beyond(mine, theirs, tolerance)
             if found is not None:
-                worst, allowed = found
-                return (
-                    f"{worst.where} by {worst.error:.1e} at {label}, where {allowed:.0e} is allowed"
-                )
+                return _describe(*found, label)
         return None
 
     def prepare_calibration(self) -> None:
@@ -79,12 +79,14 @@ class Numbers:
         """
         if self._batches is not None or self._context.calibration is None:
             return
-        batches = [copy_inputs(flat) for flat in islice(self._context.calibration, _MAX_BATCHES)]
         try:
+            batches = [copy_inputs(b) for b in islice(self._context.calibration, _MAX_BATCHES)]
             self._calibrated = [self._run(self._original, flat) for flat in batches]
+        except FxoptError:
+            raise
         except Exception as error:
             raise CalibrationError(
-                f"the model fails on a calibration batch: {error}",
+                f"the model fails on a calibration batch: {type(error).__name__}: {error}",
                 hint="its batches must be like the example inputs in dtype, device and sizes",
             ) from error
         self._batches = batches
@@ -109,7 +111,7 @@ def worst(*comparisons: Comparison | None) -> Comparison | None:
     return _worst(each for each in comparisons if each is not None)
 
 
-def _worst(comparisons: Any) -> Comparison | None:
+def _worst(comparisons: Iterable[Comparison]) -> Comparison | None:
     return max(comparisons, key=lambda each: each.error, default=None)
 
 
@@ -119,6 +121,12 @@ def _comparisons(
     for mine, theirs, label in zip(outputs, reference, labels, strict=True):
         found = compare(mine, theirs)
         yield Comparison(found.error, f"{found.where} at {label}")
+
+
+def _describe(found: Comparison, allowed: float, label: str) -> str:
+    if math.isinf(found.error):
+        return f"{found.where}, at {label}"
+    return f"{found.where} differs by {found.error:.1e} at {label}, where {allowed:.0e} is allowed"
 
 
 def _label(flat: Sequence[Any]) -> str:

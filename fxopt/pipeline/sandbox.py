@@ -50,16 +50,33 @@ def copy_inputs(flat: Sequence[Any]) -> list[Any]:
     return [t.detach().clone() if isinstance(t, torch.Tensor) else t for t in flat]
 
 
-def run_pass(item: Pass, program: Program, context: Context, analyses: Analyses) -> Any:
-    """Runs a pass on ``program`` itself, in a context of which it may change what it likes.
+def private_context(context: Context, analyses: Analyses) -> Context:
+    """A context of which a pass may change what it likes; only the calibration data is shared."""
+    examples = [copy_inputs(flat) for flat in context.examples]
+    return dataclasses.replace(context, examples=examples, analyses=analyses)
+
+
+def run_pass(item: Pass, program: Program, context: Context) -> Any:
+    """Runs a pass on ``program`` itself.
 
     What the pass returns is handed on as it is: it may be anything. Random numbers start at the
     context's seed, and gradients are enabled as they are in plain Python code.
     """
-    examples = [copy_inputs(flat) for flat in context.examples]
-    private = dataclasses.replace(context, examples=examples, analyses=analyses)
     with seeded(context.seed), torch.enable_grad():
-        return item.run(program, private)
+        return item.run(program, context)
+
+
+def why_inapplicable(item: Pass, program: Program, context: Context) -> str | None:
+    """Why there is nothing for a pass to do, in the pass's own words."""
+    with seeded(context.seed):
+        reason = item.inapplicable(program, context)
+    return None if reason is None else str(reason)
+
+
+def missing_data(item: Pass, context: Context) -> str | None:
+    """Which data a pass needs that there is none of; None when it has all."""
+    lacking = [need for need in item.info.needs if getattr(context, need, None) is None]
+    return f"needs {lacking[0]} data, and there is none: give {lacking[0]}=" if lacking else None
 
 
 def run_program(program: Program, flat: Sequence[Any], seed: int) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from fxopt.report import Status
 _LONGEST = 600  # characters of an exception's message that a reason quotes
 
 
-class Verdict(Exception):
+class Verdict(Exception):  # noqa: N818 - it ends an attempt, it is no error
     """The pass's result, if it has one, is not used; the text says why."""
 
     status: Status = "rolled back"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import traceback
 import typing
@@ -107,7 +108,7 @@ def _check_class(cls: Any, base: type, info: type, hook: str) -> None:
         f"declare it: info = {info.__name__}(name=...)",
     )
     _require(
-        "info" not in cls.__dataclass_fields__,
+        "info" not in {field.name for field in dataclasses.fields(cls)},
         f"{name} declares info as a setting",
         "write `info = ...` without a type annotation",
     )

@@ -1,5 +1,6 @@
 """The report: plain records of a run, and how they are shown."""
 
+from fxopt.report.json import report_from_json, report_to_json, save_report
 from fxopt.report.records import (
     CandidateRecord,
     PassRecord,
@@ -8,4 +9,13 @@ from fxopt.report.records import (
     Status,
 )
 
-__all__ = ["CandidateRecord", "PassRecord", "RegionRecord", "Report", "Status"]
+__all__ = [
+    "CandidateRecord",
+    "PassRecord",
+    "RegionRecord",
+    "Report",
+    "Status",
+    "report_from_json",
+    "report_to_json",
+    "save_report",
+]

@@ -7,6 +7,7 @@ import json
 import math
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fxopt.errors import InputError
@@ -25,6 +26,12 @@ def report_to_json(report: Report) -> str:
     """
     data = {"schema": SCHEMA, **_plain(dataclasses.asdict(report))}
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def save_report(report: Report, path: Path) -> None:
+    """Writes the whole report to ``path``, whose folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report_to_json(report), encoding="utf-8")
 
 
 def report_from_json(text: str) -> Report:

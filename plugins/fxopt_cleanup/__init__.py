@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fxopt.plugin import Fact, Pass, hookimpl
-
 from fxopt_cleanup.cleanup import Cleanup
 from fxopt_cleanup.dead import dead_code
 from fxopt_cleanup.merge import common_subexpressions

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fxopt.plugin import Context, Edit, Exact, Pass, PassInfo, PassResult, Program
-
 from fxopt_cleanup import constants, dead, merge, noops
 
 Step = Callable[[Program, Edit], Counter[str]]
@@ -59,8 +58,7 @@ class Cleanup(Pass):
 
 def _summary(counts: Counter[str]) -> str:
     """Such as "2 dead, 12 no-ops, 45 folded"; the rules behind the no-ops are in the details."""
-    kinds = {"dead": "dead", "folded": "folded", "merged": "merged"}
-    totals = {"dead": 0, "no-ops": 0, "folded": 0, "merged": 0}
+    totals = {"dead": 0, "no-ops": 0, "views to reshapes": 0, "folded": 0, "merged": 0}
     for name, count in counts.items():
-        totals[kinds.get(name, "no-ops")] += count
+        totals[name if name in totals else "no-ops"] += count
     return ", ".join(f"{count} {name}" for name, count in totals.items() if count)

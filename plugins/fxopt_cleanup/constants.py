@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fxopt.plugin import Edit, Program, is_aten, is_random
 from torch import fx, nn
 
-from fxopt_cleanup.memory import escapes
+from fxopt.plugin import Edit, Program, is_aten, is_random
+from fxopt_cleanup.memory import argument, escapes
 
 aten = torch.ops.aten
 
 # Views that repeat elements: to store their result would cost memory and save nothing.
 _BROADCASTS = {aten.expand.default, aten.expand_as.default, aten.broadcast_to.default}
+
+# Operations that take no more than dtype, device or shape from a tensor: what they fill it with.
+_FILLS: dict[Any, Callable[[fx.Node], Any]] = {
+    aten.zeros_like.default: lambda node: 0,
+    aten.new_zeros.default: lambda node: 0,
+    aten.ones_like.default: lambda node: 1,
+    aten.new_ones.default: lambda node: 1,
+    aten.full_like.default: lambda node: argument(node, "fill_value"),
+    aten.new_full.default: lambda node: argument(node, "fill_value"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,9 +59,10 @@ class Folding:
         """The nodes that may be computed now, with the bytes of the tensors behind each."""
         constant: dict[fx.Node, int] = {}
         for node in program.graph.nodes:
-            if not all(arg in constant for arg in node.all_input_nodes):
+            sources = _sources(node)
+            if not all(source in constant for source in sources):
                 continue
-            behind = sum(constant[arg] for arg in set(node.all_input_nodes))
+            behind = sum(constant[source] for source in set(sources))
             if node.op == "get_attr" and self._counts(program.tensor(node)):
                 constant[node] = _bytes(node) or 0
             elif _computable(node) and self._small(node, behind):
@@ -65,20 +77,36 @@ class Folding:
         return size is not None and size <= max(self.limit, behind)
 
     def _last(self, program: Program, constant: dict[fx.Node, int]) -> list[fx.Node]:
-        """The tensors that an operation which is not constant reads."""
-        return [
-            node
-            for node in constant
-            if node.op == "call_function"
-            and isinstance(node.meta["val"], torch.Tensor)
-            and any(user not in constant for user in node.users)
-            # the user may change in place what is returned; a constant must not be
-            and not escapes(program, node)
-        ]
+        """The constant tensors that remaining operations read, in order."""
+        stay: set[fx.Node] = set()
+        last: list[fx.Node] = []
+        for node in reversed(list(constant)):
+            if not any(user not in constant or user in stay for user in node.users):
+                continue
+            if _storable(program, node):
+                last.append(node)
+            else:
+                stay.add(node)
+        return last[::-1]
+
+
+def _storable(program: Program, node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target in _BROADCASTS:
+        return False
+    # the user may change in place what is returned; a constant must not be changed
+    return isinstance(node.meta["val"], torch.Tensor) and not escapes(program, node)
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose data the result depends on."""
+    if node.target not in _FILLS:
+        return node.all_input_nodes
+    number = _FILLS[node.target](node)
+    return [number] if isinstance(number, fx.Node) else []
 
 
 def _computable(node: fx.Node) -> bool:
-    if node.op != "call_function" or is_random(node) or node.target in _BROADCASTS:
+    if node.op != "call_function" or is_random(node):
         return False
     if not is_aten(node.target):
         return bool(node.all_input_nodes)  # getitem of a result with several tensors
@@ -89,10 +117,10 @@ def _computable(node: fx.Node) -> bool:
 def _bytes(node: fx.Node) -> int | None:
     """Bytes of the tensors of a node; None where a size is not known yet or it is no tensor."""
     value = node.meta.get("val")
-    tensors = list(value) if isinstance(value, (tuple, list)) else [value]
+    tensors: list[Any] = list(value) if isinstance(value, (tuple, list)) else [value]
     if not tensors or not all(_static(tensor) for tensor in tensors):
         return None
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return int(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
 
 def _static(value: Any) -> bool:
@@ -103,13 +131,19 @@ def _static(value: Any) -> bool:
 def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """The value of a constant node; those on the way are kept in ``values``."""
     for needed in _needed(node, values):
-        if needed.op == "get_attr":
-            values[needed] = program.tensor(needed).detach()
-            continue
-        args, kwargs = fx.map_arg((needed.args, needed.kwargs), values.__getitem__)
-        assert callable(needed.target)
-        values[needed] = needed.target(*args, **kwargs)
+        values[needed] = _computed(program, needed, values)
     return values[node]
+
+
+def _computed(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return program.tensor(node).detach()
+    if node.target in _FILLS:
+        like, number = node.meta["val"], _FILLS[node.target](node)
+        return torch.full(like.shape, number, dtype=like.dtype, device=like.device)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def _needed(node: fx.Node, values: dict[fx.Node, Any]) -> list[fx.Node]:
@@ -118,7 +152,7 @@ def _needed(node: fx.Node, values: dict[fx.Node, Any]) -> list[fx.Node]:
     pending = [node]
     while pending:
         current = pending[-1]
-        missing = [a for a in current.all_input_nodes if a not in values and a not in order]
+        missing = [a for a in _sources(current) if a not in values and a not in order]
         if missing:
             pending.extend(missing)
         else:

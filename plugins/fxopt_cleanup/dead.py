@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from fxopt.plugin import Edit, Program, is_aten
 from torch import fx
+
+from fxopt.plugin import Edit, Program, is_aten
 
 
 def dead_nodes(program: Program) -> list[fx.Node]:

@@ -9,11 +9,12 @@ becomes a ``reshape``, which is the same wherever the ``view`` works.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from fxopt.plugin import Edit, Program
 from torch import fx, nn
 
+from fxopt.plugin import Edit, Program
 from fxopt_cleanup.memory import operand, same_kind
 
 aten = torch.ops.aten
@@ -32,7 +33,7 @@ _COPYING = (
 RESHAPES = (*_VIEWS, *_COPYING)
 
 # What a view that needs memory in order becomes.
-_RELAXED = {
+_RELAXED: dict[Any, Any] = {
     aten.view.default: aten.reshape.default,
     aten._unsafe_view.default: aten.reshape.default,
     aten.view_as.default: aten.reshape_as.default,
@@ -122,8 +123,7 @@ def relax_views(program: Program, edit: Edit, node: fx.Node, source: fx.Node) ->
     for view in _after(program, node).views:
         if edit.exhausted:
             break
-        relaxed = _RELAXED[view.target]  # type: ignore[index]
-        assert relaxed is not None
+        relaxed = _RELAXED[view.target]
         edit.replace(view, relaxed, *view.args, **view.kwargs)
         count += 1
     return count

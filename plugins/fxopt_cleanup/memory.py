@@ -11,8 +11,9 @@ import operator
 from typing import Any
 
 import torch
-from fxopt.plugin import Program, is_aten
 from torch import fx
+
+from fxopt.plugin import Program, is_aten
 
 
 def same_kind(first: fx.Node, second: fx.Node) -> bool:
@@ -62,14 +63,14 @@ def _may_alias(program: Program, user: fx.Node, operand: fx.Node) -> bool:
 
 def _declares_alias(operator: Any) -> bool:
     annotated = any(result.alias_info is not None for result in operator._schema.returns)
-    return annotated or torch.Tag.maybe_aliasing_or_mutating in operator.tags
+    return bool(annotated or torch.Tag.maybe_aliasing_or_mutating in operator.tags)
 
 
 def _shares_storage(first: fx.Node, second: fx.Node) -> bool:
     a, b = first.meta.get("val"), second.meta.get("val")
     if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
         return False
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
 def argument(node: fx.Node, name: str) -> Any:

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from fxopt.plugin import Edit, Program, is_random
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from fxopt.plugin import Edit, Program, is_random
 from fxopt_cleanup.memory import escapes
 
 # Modules whose second call differs from the first one, in training at least: they draw random

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fxopt.plugin import Edit, LeafModule, Program
 from torch import fx, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.padding import _ConstantPadNd
 
+from fxopt.plugin import Edit, LeafModule, Program
 from fxopt_cleanup import layout
 from fxopt_cleanup.memory import argument, escapes, operand, same_kind
 
@@ -212,7 +212,7 @@ def remove_noops(program: Program, edit: Edit) -> Counter[str]:
         if edit.exhausted:
             break
         if rule.fresh or rule.targets is layout.RESHAPES:
-            counts["view to reshape"] += layout.relax_views(program, edit, node, source)
+            counts["views to reshapes"] += layout.relax_views(program, edit, node, source)
         if edit.exhausted:
             break
         edit.redirect(node, source)

@@ -6,7 +6,7 @@ import pytest
 
 from fxopt.errors import InputError
 from fxopt.report import Report
-from fxopt.report.json import report_from_json, report_to_json
+from fxopt.report.json import report_from_json, report_to_json, save_report
 
 
 def test_round_trip(report):
@@ -47,3 +47,9 @@ def test_details_that_are_no_json_become_texts(report):
 def test_what_is_no_report_is_an_error_of_ours(text, message):
     with pytest.raises(InputError, match=message):
         report_from_json(text)
+
+
+def test_saves_where_no_folder_is_yet(report, tmp_path):
+    path = tmp_path / "run" / "report.json"
+    save_report(report, path)
+    assert report_from_json(path.read_text()) == report

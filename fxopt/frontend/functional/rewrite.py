@@ -18,6 +18,7 @@ from torch.fx.node import map_aggregate
 from fxopt.frontend.functional.infer import emit, memory_of
 from fxopt.frontend.functional.inplace import functional_value, refusal, written_argument
 from fxopt.frontend.functional.views import inverse_of
+from fxopt.frontend.keep import is_kept
 
 
 def functionalize(graph: Graph) -> None:
@@ -70,15 +71,16 @@ class _Functionalizer:
             return
         target = self._target.get(target, target)
         self._target[node] = target  # the call returns the tensor that it writes to
-        _refuse_foreign(node, self._root(target))
+        if not is_kept(node.args[-1]):  # which changes nothing in eval mode
+            _refuse_foreign(node, self._root(target))
         self._refresh(node)
         self._write(target, functional_value(self._graph, node, self._read(target)), node)
 
     def _refresh(self, node: Node) -> None:
         """Lets a node read the current values of its arguments."""
         args, kwargs = self._arguments[node]
-        node.args = map_aggregate(args, self._current)  # type: ignore[assignment]
-        node.kwargs = map_aggregate(kwargs, self._current)  # type: ignore[assignment]
+        node.args = map_aggregate(args, self._current)
+        node.kwargs = map_aggregate(kwargs, self._current)
 
     def _current(self, argument: Any) -> Any:
         return self._read(argument) if isinstance(argument, Node) else argument
@@ -117,7 +119,7 @@ class _Functionalizer:
     def _take_again(self, view: Node) -> Node:
         args, kwargs = (map_aggregate(a, self._current) for a in self._arguments[view])
         assert callable(view.target)
-        return emit(self._graph, view, view.target, args, kwargs)  # type: ignore[arg-type]
+        return emit(self._graph, view, view.target, args, kwargs)
 
     def _write(self, node: Node, new: Node, cause: Node) -> None:
         """Puts a new value into a tensor and all those that it is a view of."""

@@ -142,7 +142,8 @@ def _same_layout(base: Node, view: Node) -> bool:
 def _piece(graph: Graph, view: Node, base: Node, new: Node) -> Node:
     """One of the pieces of a split, chunk or unbind."""
     pieces, index = view.args
-    assert isinstance(pieces, Node) and isinstance(index, int)
+    assert isinstance(pieces, Node)
+    assert isinstance(index, int)
     values = pieces.meta["val"]
     position = index % len(values)
     dim = pieces.kwargs.get("dim", 0) if not pieces.args[2:] else pieces.args[2]

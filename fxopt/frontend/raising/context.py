@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
+from fxopt.frontend.keep import is_kept
 from fxopt.frontend.source import module_path
 from fxopt.frontend.unlift import State
 
@@ -36,6 +37,7 @@ class Context:
         self.model = model
         self.state = state
         self.leaves: dict[str, nn.Module] = {}
+        self.kept = {str(node.args[1]) for node in graph.nodes if is_kept(node)}
         self._keys: dict[str, tuple[Any, ...]] = {}
 
     def parameter(self, argument: Any) -> nn.Parameter | None:

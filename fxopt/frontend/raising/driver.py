@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 
 from fxopt.frontend.raising.context import Context
 from fxopt.frontend.raising.registry import RAISERS
@@ -26,6 +26,7 @@ def raise_graph(graph: Graph, model: nn.Module, state: State) -> GraphModule:
         A module in eval mode that holds only what its graph refers to.
     """
     context = Context(graph, model, state)
+    drop_dead_calls(graph)  # an unused result would keep its call from being raised
     for node in list(graph.nodes):
         raiser = RAISERS.get(node.target)
         if raiser is not None:
@@ -68,7 +69,7 @@ class _Names:
         self._taken = set(leaves)
 
     def settle(self, wanted: str) -> str:
-        """fc -> fc, fc.scale -> fc_scale where fc is a leaf."""
+        """Fc -> fc, fc.scale -> fc_scale where fc is a leaf."""
         if wanted not in self._settled:
             parts = wanted.split(".")
             above = (i for i in range(1, len(parts)) if ".".join(parts[:i]) in self._leaves)

@@ -54,7 +54,8 @@ def raise_recurrent(context: Context, node: Node) -> None:
 
 def _sizes(context: Context, node: Node, tensors: dict[str, Any]) -> dict[str, int]:
     first, second = (context.fetched(tensors[f"weight_{k}_l0"]) for k in ("ih", "hh"))
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[_LAYERS[node.target][0]]
     hidden = first.shape[0] // gates
     sizes = {"input_size": first.shape[1], "hidden_size": hidden}

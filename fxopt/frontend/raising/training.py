@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import Node
 
 from fxopt.frontend.attention import ScaledDotProductAttention
+from fxopt.frontend.keep import in_place, reads_training
 from fxopt.frontend.raising.context import Context, bind
 from fxopt.frontend.source import module_path
 
@@ -31,8 +32,8 @@ def raise_kept(context: Context, node: Node) -> None:
 
 def _functional(context: Context, name: str) -> nn.Module:
     module = copy.copy(context.model.get_submodule(name))
-    if getattr(module, "inplace", False):
-        module.inplace = False  # type: ignore[assignment]
+    if in_place(module):
+        module.inplace = False
     return module
 
 
@@ -54,7 +55,7 @@ def _inside(node: Node, name: str) -> str:
 def raise_attention(context: Context, node: Node) -> None:
     """Gives scaled_dot_product_attention the dropout that its module has in training."""
     a = bind(node)
-    p = _attention_dropout(context, node)
+    p = _attention_dropout(context, node) or _declared_dropout(context, node)
     if not p or a["dropout_p"]:
         return
     settings = {key: a[key] for key in ("is_causal", "scale", "enable_gqa")}
@@ -78,3 +79,21 @@ def raise_softmax(context: Context, node: Node) -> None:
 def _attention_dropout(context: Context, node: Node) -> float:
     owner = context.submodule(module_path(node))
     return owner.dropout if isinstance(owner, nn.MultiheadAttention) else 0.0
+
+
+def _declared_dropout(context: Context, node: Node) -> float:
+    """The dropout that an attention module passes on in training, by the zoos' conventions.
+
+    Such a module reads its training flag, and either keeps a probability or holds a dropout
+    module that it never calls, only to read its probability.
+    """
+    path = module_path(node)
+    owner = context.submodule(path)
+    if owner is None or not reads_training(owner):
+        return 0.0
+    held = [getattr(owner, name, None) for name in ("attention_dropout", "dropout", "dropout_p")]
+    found = [value for value in held if isinstance(value, float)]
+    for name, child in owner.named_children():
+        if isinstance(child, nn.Dropout) and f"{path}.{name}" not in context.kept:
+            found.append(child.p)
+    return found[0] if len(found) == 1 else 0.0

@@ -1,0 +1,114 @@
+"""Runs a program on calibration batches and watches the values that are to be rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+from fxopt.plugin import Calibration, CalibrationError, Program
+from fxopt_quantize.histogram import NotFiniteError
+
+
+class Observer(Protocol):
+    """Gathers statistics of a value."""
+
+    def update(self, values: torch.Tensor) -> None:
+        """Takes in one batch of values; raises NotFiniteError on NaN and infinity."""
+
+
+def observe(
+    program: Program,
+    calibration: Calibration,
+    observers: Mapping[fx.Node, Observer],
+    *,
+    samples: int,
+    progress: Callable[[str], None],
+) -> int:
+    """Runs ``program`` in eval mode, batch by batch, and shows each value to its observer.
+
+    Args:
+        program: Its weights are not changed.
+        calibration: The batches.
+        observers: By the node whose value they watch.
+        samples: No further batch is begun once so many samples were seen.
+        progress: Takes a line after each batch.
+
+    Returns:
+        How many samples were seen.
+
+    Raises:
+        CalibrationError: There is no batch, the program does not take one, or a value that is to
+            be rounded is NaN or infinite.
+    """
+    seen = 0
+    walk = _Walk(program.module, observers)
+    with torch.no_grad(), _eval_mode(program.module):
+        for index, batch in enumerate(calibration):
+            _run(walk, batch, index)
+            seen += _count(program, batch)
+            progress(f"calibrating: {seen} samples")
+            if seen >= samples:
+                break
+    return seen
+
+
+class _Walk(fx.Interpreter):
+    """Runs the graph node by node; values are dropped after their last use."""
+
+    def __init__(self, module: fx.GraphModule, observers: Mapping[fx.Node, Observer]) -> None:
+        super().__init__(module)
+        self._observers = observers
+        self.extra_traceback = False
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        observer = self._observers.get(n)
+        if observer is not None:
+            try:
+                observer.update(value)
+            except NotFiniteError:
+                raise CalibrationError(
+                    f"the output of {_describe(n)} is NaN or infinite",
+                    where=n.meta.get("source"),
+                    hint="check the batch and the model's weights for NaN, or name the layer in "
+                    "quantize{skip=[...]} if that is meant to be so",
+                ) from None
+        return value
+
+
+def _run(walk: _Walk, batch: list[Any], index: int) -> None:
+    try:
+        walk.run(*batch)
+    except CalibrationError as error:
+        where = ", ".join(filter(None, (error.where, f"calibration batch {index}")))
+        raise CalibrationError(error.what, where=where, hint=error.hint) from None
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise CalibrationError(
+            f"the model does not take calibration batch {index}: {error}",
+            hint="yield batches of the shape and dtype of the example inputs; only the batch size "
+            "may differ",
+        ) from error
+
+
+def _count(program: Program, batch: Iterable[Any]) -> int:
+    first = next((item for item in batch if isinstance(item, torch.Tensor) and item.dim()), None)
+    return len(first) if program.signature.batch and first is not None else 1
+
+
+def _describe(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else f"%{node.name}"
+
+
+@contextmanager
+def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
+    training = [child for child in module.modules() if child.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child in training:
+            child.training = True

@@ -1,0 +1,115 @@
+"""Statistics of activations, gathered batch by batch in bounded memory."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+_BINS = 8192
+_CHUNK = 1 << 22  # torch.histc counts in float32, which is exact up to 2**24
+
+
+class NotFiniteError(ValueError):
+    """A tensor holds NaN or infinity."""
+
+
+class Histogram:
+    """A histogram whose range grows with the data.
+
+    The bins are centred on zero and their width is a power of two. When a value lies outside,
+    the width is doubled and neighbouring bins are merged, which moves no count across an edge of
+    the wider bins: so the result depends neither on the order of the batches nor on how the
+    data were divided into them.
+
+    Attributes:
+        minimum: The smallest value seen; 0 before any.
+        maximum: The largest value seen; 0 before any.
+        counts: How many values lie in each bin.
+        width: Width of a bin; 0 while only zeros were seen.
+    """
+
+    def __init__(self) -> None:
+        self.minimum = 0.0
+        self.maximum = 0.0
+        self.width = 0.0
+        self.counts = torch.zeros(_BINS, dtype=torch.float64)
+        self._zeros = 0
+
+    def update(self, values: torch.Tensor) -> None:
+        """Adds all values of a tensor.
+
+        Raises:
+            NotFiniteError: There is NaN or infinity among them.
+        """
+        if values.numel() == 0:
+            return
+        flat = values.detach().reshape(-1).float()
+        low, high = (float(bound) for bound in torch.aminmax(flat))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise NotFiniteError
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self._widen(max(-low, high))
+        if self.width == 0.0:
+            self._zeros += flat.numel()
+            return
+        bound = self.width * _BINS / 2
+        for chunk in flat.split(_CHUNK):
+            self.counts += torch.histc(chunk, _BINS, -bound, bound).double().cpu()
+
+    def centers(self) -> torch.Tensor:
+        """The middle of each bin."""
+        return (torch.arange(_BINS, dtype=torch.float64) - _BINS / 2 + 0.5) * self.width
+
+    def _widen(self, magnitude: float) -> None:
+        needed = _width_for(magnitude)
+        if self.width == 0.0 and needed:
+            self.width = needed
+            self.counts[_BINS // 2] += self._zeros
+        while self.width < needed:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Halves the resolution: bin i of the upper half goes to i // 2, mirrored below zero."""
+        pairs = self.counts.reshape(-1, 2).sum(1)
+        self.counts = torch.zeros_like(self.counts)
+        quarter = _BINS // 4
+        self.counts[quarter : quarter + len(pairs)] = pairs
+        self.width *= 2
+
+
+def _width_for(magnitude: float) -> float:
+    """The smallest power of two for which ``magnitude`` lies inside the bins."""
+    if magnitude < torch.finfo(torch.float32).tiny:
+        return 0.0
+    width = 2.0 ** math.floor(math.log2(magnitude) - math.log2(_BINS / 2))
+    while magnitude >= width * _BINS / 2:
+        width *= 2
+    return width
+
+
+class ChannelRange:
+    """The smallest and largest value of each channel (dimension 1).
+
+    Attributes:
+        minimum: Per channel, at most 0.
+        maximum: Per channel, at least 0.
+    """
+
+    def __init__(self) -> None:
+        self.minimum = torch.zeros(())
+        self.maximum = torch.zeros(())
+
+    def update(self, values: torch.Tensor) -> None:
+        """Adds a tensor of shape (batch, channels, ...).
+
+        Raises:
+            NotFiniteError: There is NaN or infinity in it.
+        """
+        if values.numel() == 0:
+            return
+        low, high = torch.aminmax(values.detach().transpose(0, 1).flatten(1).float(), dim=1)
+        if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise NotFiniteError
+        self.minimum = torch.minimum(self.minimum, low)
+        self.maximum = torch.maximum(self.maximum, high)

@@ -1,0 +1,59 @@
+"""From layers in float to their int8 counterparts."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from fxopt.plugin import Program
+from fxopt_quantize.modules import QuantConv, QuantConvTranspose, QuantLinear
+from fxopt_quantize.weights import QuantizedWeight, quantize_weight
+
+
+def refusal(program: Program, node: fx.Node) -> str | None:
+    """Why a layer cannot be quantized; None when it can."""
+    layer = program.leaf(node)
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    if not weight.is_floating_point() or weight.numel() == 0:
+        return f"its weights are {str(weight.dtype).removeprefix('torch.')}{list(weight.shape)}"
+    if not bool(torch.isfinite(weight).all()):
+        return "its weights are not finite"
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        if layer.groups > 1:
+            return "grouped transposed convolutions have no int8 kernels"
+        if len(node.args) + len(node.kwargs) > 1:
+            return "its output size is computed at run time"
+    return None
+
+
+class LayerFactory:
+    """Makes the int8 counterpart of layers.
+
+    What is tied stays tied: a layer called twice gives one module, and layers that share their
+    weights give modules that share theirs.
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[nn.Module, nn.Module] = {}
+        self._weights: dict[tuple[torch.Tensor, int], QuantizedWeight] = {}
+
+    def quantized(self, layer: nn.Module) -> nn.Module:
+        """The counterpart of a convolution or linear layer."""
+        if layer not in self._layers:
+            self._layers[layer] = self._make(layer)
+        return self._layers[layer]
+
+    def _make(self, layer: nn.Module) -> nn.Module:
+        if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+            return QuantConvTranspose(layer, self._weight(layer.weight, axis=1))
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            return QuantConv(layer, self._weight(layer.weight, axis=0))
+        assert isinstance(layer, nn.Linear)
+        return QuantLinear(self._weight(layer.weight, axis=0), layer.bias)
+
+    def _weight(self, weight: torch.Tensor, axis: int) -> QuantizedWeight:
+        key = (weight, axis)  # tensors are hashed by identity
+        if key not in self._weights:
+            self._weights[key] = quantize_weight(weight, axis)
+        return self._weights[key]

@@ -1,0 +1,183 @@
+"""Where activations are rounded: derived from the roles in one sweep from the outputs back.
+
+The rules:
+
+1. A layer takes its input in int8.
+2. A sum, product or average takes its inputs in int8 if its result, activated or not, is taken in
+   int8 by all that matters: some later int8 operation. So residual sums between convolutions run
+   in int8, and those between layer norms, which are float, keep their precision.
+3. Rounding moves up through operations that only pass values on, as long as everything behind
+   them takes int8; one rounding then serves them all, and pooling and slicing run on bytes.
+4. What is joined shares one scale, so that joining needs no arithmetic.
+5. An activation belongs to the operation before it; the rounding comes after it.
+6. The input of a depthwise convolution, where nothing else uses it, has a scale per channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from fxopt.plugin import Program
+from fxopt_quantize.rules import Role, holds_floats, operands, role_of
+
+
+@dataclass
+class Site:
+    """A value that is rounded.
+
+    Attributes:
+        value: The node that yields it.
+        takers: The users that take it rounded; others take it as it is.
+        group: Sites with one number share one scale.
+        per_channel: Whether each channel has its own scale.
+    """
+
+    value: fx.Node
+    takers: list[fx.Node]
+    group: int
+    per_channel: bool = False
+
+
+@dataclass
+class Placement:
+    """What is quantized.
+
+    Attributes:
+        layers: Nodes whose weights are.
+        sites: Values that are, in the order of the graph.
+    """
+
+    layers: list[fx.Node] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+
+
+def place(program: Program, layers: list[fx.Node]) -> Placement:
+    """Applies the rules to ``program``.
+
+    Args:
+        program: It is not changed.
+        layers: The nodes of role LAYER that are to compute in int8.
+    """
+    return Placement(layers, list(_Sweep(program, layers).sites()))
+
+
+class _Sweep:
+    def __init__(self, program: Program, layers: list[fx.Node]) -> None:
+        self._program = program
+        self._nodes = program.nodes
+        self._roles = {node: role_of(program, node) for node in self._nodes}
+        self._int8: set[fx.Node] = set(layers)  # operations that compute in int8
+        self._wanted: set[fx.Node] = set()  # values that some int8 operation takes
+        self._fully: set[fx.Node] = set()  # passing values that all users take in int8
+        for node in reversed(self._nodes):
+            self._visit(node)
+
+    def sites(self) -> Iterator[Site]:
+        groups = _Groups(self._nodes)
+        for node in self._nodes:
+            if self._passes(node) and self._pushed(node):
+                for source in operands(node):
+                    groups.join(source, node)
+        for node in self._nodes:
+            takers = [user for user in node.users if self._takes(user)]
+            if takers and holds_floats(node) and not self._pushed(node):
+                yield Site(node, takers, groups.number(node), self._is_depthwise(node, takers))
+
+    def _visit(self, node: fx.Node) -> None:
+        users = [user for user in node.users if not _is_size(user)]
+        if any(self._wants(user) for user in users):
+            self._wanted.add(node)
+        if self._passes(node) and users and all(self._takes(user) for user in users):
+            self._fully.add(node)
+        if self._roles[node] is Role.COMBINE and self._result_wanted(node) and _combines(node):
+            self._int8.add(node)
+
+    def _wants(self, user: fx.Node) -> bool:
+        return user in self._int8 or (self._passes(user) and user in self._wanted)
+
+    def _takes(self, user: fx.Node) -> bool:
+        return user in self._int8 or self._pushed(user)
+
+    def _pushed(self, node: fx.Node) -> bool:
+        """Whether rounding its inputs replaces rounding this value."""
+        whole = node in self._fully
+        if whole and isinstance(node.args[0], fx.Node) and _is_tuple(node.args[0]):
+            return node.args[0] in self._fully
+        return whole
+
+    def _passes(self, node: fx.Node) -> bool:
+        return self._roles[node] in (Role.PASS, Role.JOIN) and bool(operands(node))
+
+    def _result_wanted(self, node: fx.Node) -> bool:
+        if node in self._wanted:
+            return True
+        users = list(node.users)
+        activated = len(users) == 1 and self._roles[users[0]] is Role.ACTIVATE
+        return activated and self._result_wanted(users[0])
+
+    def _is_depthwise(self, value: fx.Node, takers: list[fx.Node]) -> bool:
+        return all(
+            taker in self._int8 and is_depthwise(self._program, taker) for taker in takers
+        )
+
+
+class _Groups:
+    """Union-find over nodes."""
+
+    def __init__(self, nodes: list[fx.Node]) -> None:
+        self._order = {node: index for index, node in enumerate(nodes)}
+        self._parents = dict.fromkeys(nodes)
+
+    def join(self, one: fx.Node, other: fx.Node) -> None:
+        first, second = sorted((self._root(one), self._root(other)), key=self._order.__getitem__)
+        if first is not second:
+            self._parents[second] = first
+
+    def number(self, node: fx.Node) -> int:
+        return self._order[self._root(node)]
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        while (parent := self._parents[node]) is not None:
+            node = parent
+        return node
+
+
+def is_depthwise(program: Program, node: fx.Node) -> bool:
+    """Whether a node is a convolution in which every input channel has its own filters."""
+    leaf = program.leaf(node) if node.op == "call_module" else None
+    if not isinstance(leaf, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return False
+    return leaf.groups == leaf.in_channels > 1
+
+
+def _combines(node: fx.Node) -> bool:
+    """Whether all its tensor inputs are activations: a sum with a constant stays in float."""
+    sources = operands(node)
+    tensors = all(holds_floats(arg) for arg in node.all_input_nodes if not _is_scalar(arg))
+    binary = node.target in _BINARY
+    two = len(node.args) > 1 and all(isinstance(arg, fx.Node) for arg in node.args[:2])
+    computed = all(source.op != "get_attr" for source in sources)
+    return bool(sources) and tensors and computed and (two or not binary)
+
+
+_BINARY = {
+    torch.ops.aten.add.Tensor,
+    torch.ops.aten.sub.Tensor,
+    torch.ops.aten.mul.Tensor,
+}
+
+
+def _is_scalar(node: fx.Node) -> bool:
+    return not isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _is_tuple(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (tuple, list))
+
+
+def _is_size(user: fx.Node) -> bool:
+    return user.target is torch.ops.aten.sym_size.int

@@ -1,0 +1,215 @@
+"""The main job: a model in, a verified faster one out."""
+
+import copy
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+import fxopt
+from tests.api.conftest import Residual, vary
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("backends", [["eager"], None])
+def test_exact_by_default(model, x, dtype, limit, backends):
+    model, x = model.to(dtype), x.to(dtype)
+    fast = fxopt.optimize(model, (x,), backends=backends)
+    other = torch.randn(5, 3, 16, 16).to(dtype)
+    with torch.no_grad():
+        assert relative(fast(x), model(x)) < limit
+        assert relative(fast(other), model(other)) < limit
+    assert isinstance(fast, torch.fx.GraphModule)
+    assert isinstance(fast, fxopt.OptimizedModule)
+    applied = {record.name for record in fast.report.passes if record.status == "applied"}
+    assert {"cleanup", "fold_bn"} <= applied
+    assert all(record.exact for record in fast.report.passes)
+
+
+def test_report_tells_what_was_done(model, x, tmp_path):
+    fast = fxopt.optimize(model, (x,), backends=["eager"], workdir=tmp_path)
+    report = fast.report
+    assert report.latency_before > 0
+    assert report.latency_after > 0
+    assert report.inputs == "2x3x16x16, any batch"
+    assert report.size_after < report.size_before  # the batch norms are gone
+    assert report.drift < 1e-5
+    assert report.seconds > 0
+    assert report.regions[0].chosen.backend in ("eager", "torch")
+    assert "fold_bn" in str(report)
+    assert json.loads((tmp_path / "report.json").read_text())["recipe"] == fast.recipe
+    assert len(list(tmp_path.glob("*.txt"))) >= 3  # a dump of the captured program and each pass
+
+
+def test_recipe_repeats_the_run(model, x):
+    fast = fxopt.optimize(model, (x,), backends=["eager"])
+    again = fxopt.optimize(model, (x,), backends=["eager"], passes=fast.recipe)
+    assert again.recipe == fast.recipe == "cleanup,fold_bn"
+    assert torch.equal(again(x), fast(x))
+
+
+def test_users_model_is_untouched(model, x):
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    random_state = torch.get_rng_state()
+    fast = fxopt.optimize(model, (x,), passes="cleanup,fold_bn,quantize", calibration=[x])
+    fast(x)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+def test_untouched_weights_are_shared(model, x):
+    fast = fxopt.optimize(model, (x,), backends=["eager"])
+    named = dict(fast.named_parameters())
+    head = next(value for name, value in named.items() if name.endswith("head.weight"))
+    assert head.data_ptr() == model.head.weight.data_ptr()
+
+
+def test_copies_state_threads_and_batches(model, x):
+    fast = fxopt.optimize(model, (x,))
+    twin = copy.deepcopy(fast)
+    fast.load_state_dict(fast.state_dict())
+    batches = [torch.randn(1 + i % 4, 3, 16, 16) for i in range(16)]
+    with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+        for results in (pool.map(fast, batches), pool.map(twin, batches)):
+            for result, batch in zip(results, batches, strict=True):
+                assert relative(result, model(batch)) < 1e-5
+    assert twin.report == fast.report
+
+
+def test_no_report_claims_less_than_measured(model, x):
+    """Never slower: the chosen candidate is the fastest of those that are right."""
+    fast = fxopt.optimize(model, (x,))
+    region = fast.report.regions[0]
+    racing = [c.milliseconds for c in region.candidates if c.milliseconds and not c.reason]
+    best = min(racing)
+    assert region.chosen.milliseconds == best or best >= fast.report.latency_before
+
+
+def test_keyword_inputs(x):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Residual()
+
+        def forward(self, image, scale=None, *, shift):
+            return {"scores": self.net(image) + shift}
+
+    model = vary(Two())
+    shift = torch.randn(5)
+    fast = fxopt.optimize(model, {"image": x, "shift": shift}, backends=["eager"])
+    with torch.no_grad():
+        expected = model(image=x, shift=shift)["scores"]
+        assert relative(fast(image=x, shift=shift)["scores"], expected) < 1e-5
+
+
+def test_inputs_that_the_model_offers(model, x):
+    model.example_input_array = x
+    assert fxopt.optimize(model, backends=["eager"]).report.inputs == "2x3x16x16, any batch"
+
+
+def test_without_inputs_the_report_says_what_was_left_out(model, x):
+    fast = fxopt.optimize(model)
+    with torch.no_grad():
+        assert torch.equal(fast(x), model(x))
+    assert any("no example inputs" in note for note in fast.report.notes)
+    assert any("fold_bn" in note for note in fast.report.notes)
+    assert set(fast.state_dict()) == set(model.state_dict())
+
+
+def test_max_drift_rolls_back(model, x):
+    request = {"passes": "cleanup,fold_bn,quantize", "calibration": [x]}
+    fast = fxopt.optimize(model, (x,), max_drift=1e-6, **request)
+    record = next(record for record in fast.report.passes if record.name == "quantize")
+    assert record.status == "rolled back"
+    assert "drift" in record.reason
+    with torch.no_grad():
+        assert relative(fast(x), model(x)) < 1e-5
+    assert "quantize" not in fast.recipe
+
+
+def test_max_drop_rolls_back(model, x):
+    with torch.no_grad():
+        expected = model(x)
+
+    def evaluate(module):
+        with torch.no_grad():
+            return -relative(module(x), expected)
+
+    request = {"passes": "cleanup,fold_bn,quantize", "calibration": [x], "evaluate": evaluate}
+    fast = fxopt.optimize(model, (x,), max_drop=1e-6, **request)
+    record = next(record for record in fast.report.passes if record.name == "quantize")
+    assert record.status == "rolled back"
+    assert fast.report.score_before == 0.0
+    assert fast.report.score_after > -1e-5
+
+
+def test_time_limit_still_answers(model, x):
+    fast = fxopt.optimize(model, (x,), time_limit=0.0)
+    with torch.no_grad():
+        assert relative(fast(x), model(x)) < 1e-5
+    assert any("time limit" in record.reason for record in fast.report.passes)
+
+
+def test_progress_is_shown(model, x):
+    lines = []
+    fxopt.optimize(model, (x,), backends=["eager"], progress=lines.append)
+    assert any("fold_bn" in line for line in lines)
+
+
+class Branching(nn.Module):
+    """Its forward depends on the data, which no tracer can capture; its body does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = Residual()
+        self.small = nn.Linear(5, 5)
+
+    def forward(self, x):
+        y = self.body(x)
+        if float(y.sum()) > 1e6:
+            return y
+        return self.small(y)
+
+
+def test_in_parts_where_the_whole_cannot_be_captured(x):
+    torch.manual_seed(0)
+    model = vary(Branching())
+    fast = fxopt.optimize(model, (x,), backends=["eager"])
+    with torch.no_grad():
+        assert relative(fast(x), model(x)) < 1e-5
+        other = torch.randn(3, 3, 16, 16)
+        assert relative(fast(other), model(other)) < 1e-5
+    assert {region.name for region in fast.report.regions} == {"body", "small"}
+    assert any("not captured whole" in note for note in fast.report.notes)
+    assert set(fast.state_dict()) < set(model.state_dict())  # batch norms are folded
+    assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+
+
+def test_lossy_parts_keep_the_limits_of_the_whole(x):
+    model = vary(Branching())
+    request = {"passes": "cleanup,fold_bn,quantize", "calibration": [x], "max_drift": 1e-6}
+    fast = fxopt.optimize(model, (x,), **request)
+    with torch.no_grad():
+        assert relative(fast(x), model(x)) < 1e-5
+
+
+def test_capture_is_trainable_and_has_its_own_weights(model, x):
+    before = copy.deepcopy(model.state_dict())
+    captured = fxopt.capture(model, (x,))
+    captured.train()
+    optimizer = torch.optim.SGD(captured.parameters(), lr=0.1)
+    loss = captured(x).square().sum()
+    loss.backward()
+    optimizer.step()
+    assert not torch.equal(captured.head.weight, model.head.weight)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert set(captured.state_dict()) == set(model.state_dict())

@@ -1,0 +1,135 @@
+"""Backends that misbehave are excluded with a reason, and the next best one is used."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import fxopt
+from fxopt.plugin import Backend, BackendInfo, Executable, Lowering
+
+
+class Code(Executable):
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, *inputs):
+        return self._function(*inputs)
+
+
+class Compile(Lowering):
+    def __init__(self, function):
+        self._function = function
+
+    def compile(self, inputs):
+        return Code(self._function)
+
+
+@dataclass(frozen=True)
+class Missing(Backend):
+    info = BackendInfo("missing", ("cpu",), extra="pip install 'fxopt[missing]'")
+
+    def unavailable(self):
+        return "the package missing is not installed"
+
+    def lower(self, program, inputs, target):
+        raise AssertionError("must not be called")
+
+
+@dataclass(frozen=True)
+class Wrong(Backend):
+    info = BackendInfo("wrong", ("cpu",))
+
+    def lower(self, program, inputs, target):
+        return Compile(lambda *given: tuple(t * 1.01 for t in program.module(*given)))
+
+
+@dataclass(frozen=True)
+class WrongElsewhere(Backend):
+    """Right and very fast at the example's batch size, wrong at any other."""
+
+    info = BackendInfo("wrong_elsewhere", ("cpu",))
+
+    def lower(self, program, inputs, target):
+        size, cached = len(inputs[0]), program.module(*inputs)
+
+        def call(*given):
+            if len(given[0]) == size:
+                return cached
+            return tuple(t + 1 for t in program.module(*given))
+
+        return Compile(call)
+
+
+@dataclass(frozen=True)
+class Fails(Backend):
+    info = BackendInfo("fails", ("cpu",))
+
+    def lower(self, program, inputs, target):
+        raise KeyError("no such kernel")
+
+
+@dataclass(frozen=True)
+class FailsAtRun(Backend):
+    info = BackendInfo("fails_at_run", ("cpu",))
+
+    def lower(self, program, inputs, target):
+        def call(*given):
+            raise RuntimeError("illegal instruction")
+
+        return Compile(call)
+
+
+@dataclass(frozen=True)
+class NotANumber(Backend):
+    info = BackendInfo("not_a_number", ("cpu",))
+
+    def lower(self, program, inputs, target):
+        return Compile(lambda *given: tuple(t * float("nan") for t in program.module(*given)))
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        (Wrong, "output error"),
+        (WrongElsewhere, "another batch size"),
+        (Fails, "no such kernel"),
+        (FailsAtRun, "illegal instruction"),
+        (NotANumber, "output error"),
+    ],
+)
+def test_excluded_with_a_reason(model, x, plugins, backend, reason):
+    plugins(backends=[backend])
+    fast = fxopt.optimize(model, (x,), backends=[backend.info.name, "eager"])
+    region = fast.report.regions[0]
+    record = next(c for c in region.candidates if c.backend == backend.info.name)
+    assert reason in record.reason
+    assert region.chosen.backend != backend.info.name
+    with torch.no_grad():
+        assert (fast(x) - model(x)).abs().max() < 1e-4
+
+
+def test_one_that_is_missing_is_noted(model, x, plugins):
+    plugins(backends=[Missing])
+    fast = fxopt.optimize(model, (x,), time_limit=20)
+    assert any("missing" in note and "not installed" in note for note in fast.report.notes)
+
+
+def test_slower_than_the_original_is_not_kept(model, x, plugins):
+    import time
+
+    @dataclass(frozen=True)
+    class Slow(Backend):
+        info = BackendInfo("slow", ("cpu",))
+
+        def lower(self, program, inputs, target):
+            def call(*given):
+                time.sleep(0.02)
+                return program.module(*given)
+
+            return Compile(call)
+
+    plugins(backends=[Slow])
+    fast = fxopt.optimize(model, (x,), backends=["slow"])
+    assert fast.report.regions[0].chosen.backend != "slow"
+    assert not fast.lowered()
