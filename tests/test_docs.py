@@ -38,6 +38,16 @@ def module():
     del sys.modules[made.__name__]
 
 
+def run_tests_in(module):
+    """Runs the page's own tests, parametrized ones with each of their values."""
+    for name, function in list(vars(module).items()):
+        if not name.startswith("test_"):
+            continue
+        marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
+        for value in marks[0].args[1] if marks else [None]:
+            function(value) if marks else function()
+
+
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if CODE.search(p.read_text())], ids=lambda page: page.name
 )
@@ -45,6 +55,7 @@ def test_code_runs(page, module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     default_registry.cache_clear()
     exec(compile(code_of(page), str(page), "exec"), vars(module))
+    run_tests_in(module)
     default_registry.cache_clear()  # a page may have registered a plugin
 
 

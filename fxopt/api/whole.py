@@ -156,6 +156,7 @@ def _run_passes(
         max_drop=request.max_drop,
         evaluate=request.evaluate,
         score=score,
+        argument_names=argument_names(subject.model),
         instruments=instruments_for(request.workdir, request.deadline, request.progress),
     )
     return manager.run(subject.program)

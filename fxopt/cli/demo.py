@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from fxopt.cli.options import Json, Seed, TargetName
+from fxopt.cli.options import Backends, Json, Seed, TargetName
 
 if TYPE_CHECKING:
     from fxopt.demo import Digits
@@ -19,6 +19,7 @@ _BATCH = 32
 
 def demo(
     target: TargetName = "cpu",
+    backend: Backends = None,
     batch: Annotated[int, typer.Option(help="Images a call, for the latency.")] = _BATCH,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 2,
     width: Annotated[int, typer.Option(help="Channels of the first block.")] = 32,
@@ -34,6 +35,7 @@ def demo(
     arguments = {
         "target": target,
         "passes": _PASSES,
+        "backends": backend,
         "calibration": list(digits.images[:256].split(batch)),
         "evaluate": lambda module: accuracy(module, digits),
         "seed": seed,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fxopt.cli.options import (
+    Backends,
     CalibrationSource,
     Inputs,
     Json,
@@ -31,9 +32,7 @@ def optimize(
     input: Inputs = None,
     passes: Passes = None,
     target: TargetName = "cpu",
-    backend: Annotated[
-        list[str] | None, typer.Option(help="Tries this backend alone; may be repeated.")
-    ] = None,
+    backend: Backends = None,
     calibration: CalibrationSource = None,
     evaluate: Annotated[
         str | None,

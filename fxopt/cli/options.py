@@ -56,6 +56,10 @@ CalibrationSource = Annotated[
         "'random' for random ones, which is good for timing alone.",
     ),
 ]
+Backends = Annotated[
+    list[str] | None,
+    typer.Option("--backend", help="Tries this backend alone; may be repeated."),
+]
 TargetName = Annotated[str, typer.Option("--target", help="cpu or cuda.")]
 Seed = Annotated[int, typer.Option(help="For everything random.")]
 Json = Annotated[

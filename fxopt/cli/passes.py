@@ -9,7 +9,7 @@ from fxopt.cli.tables import print_table
 if TYPE_CHECKING:
     from fxopt.passes import Pass
 
-_COLUMNS = ("pass", "stage", "fidelity", "settings", "requires", "provides", "plugin")
+_COLUMNS = ("pass", "stage", "fidelity", "plugin", "settings and facts")
 
 
 def passes() -> None:
@@ -28,7 +28,10 @@ def _row(cls: type[Pass], owner: str) -> tuple[str, ...]:
     from fxopt.passes import default_settings
 
     info = cls.info
-    fidelity = type(info.fidelity).__name__.lower()
-    requires = "\n".join((*info.requires, *(f"({need} data)" for need in info.needs)))
-    settings, provides = "\n".join(default_settings(cls)), "\n".join(info.provides)
-    return info.name, info.stage, fidelity, settings, requires, provides, owner
+    lines = [
+        *default_settings(cls),
+        *(f"needs {need} data" for need in info.needs),
+        *(f"requires {fact}" for fact in info.requires),
+        *(f"provides {fact}" for fact in info.provides),
+    ]
+    return info.name, info.stage, type(info.fidelity).__name__.lower(), owner, "\n".join(lines)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from fxopt.errors import CaptureError
 from fxopt.frontend.batches import batch_size, batched_tensors, is_batched, with_batch
 from fxopt.frontend.comparing import mismatch
-from fxopt.frontend.exporting import depends_on_data, export_model
+from fxopt.frontend.exporting import depends_on_data, export_model, largest_size
 from fxopt.frontend.functional import functionalize
 from fxopt.frontend.keep import IdentityWatch, kept, training_modules
 from fxopt.frontend.raising import raise_graph
@@ -84,7 +84,7 @@ class _Capture:
             program = self._capture(traced, batched_tensors(traced), batch=True)
             self._check_batches(program, size)
         except CaptureError as error:
-            if depends_on_data(error):
+            if depends_on_data(error) or isinstance(error, _FixedBatchError):
                 raise
             raise _FixedBatchError(error.what) from error
         return program
@@ -111,6 +111,9 @@ class _Capture:
     ) -> Program:
         with kept(self._kept):
             exported = export_model(self._model, *inputs, batched)
+        limit = largest_size(exported)
+        if batch and limit is not None:
+            raise _FixedBatchError(f"the model takes no more than {limit} at once")
         state = model_state(self._model)
         graph = unlift(exported, state)
         functionalize(graph)

@@ -71,6 +71,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def largest_size(exported: ExportedProgram) -> int | None:
+    """The size that the model's code limits a symbolic dimension to, None for no limit."""
+    ranges = exported.range_constraints.items()
+    # u0, u1 ... are sizes that depend on the data, not those of inputs
+    uppers = [bounds.upper for symbol, bounds in ranges if not str(symbol).startswith("u")]
+    finite = [int(upper) for upper in uppers if upper.is_Integer]
+    return min(finite, default=None)
+
+
 def depends_on_data(error: CaptureError) -> bool:
     """Whether an export failed because of the data, so that fixing sizes cannot help."""
     return isinstance(error.__cause__, GuardOnDataDependentSymNode)

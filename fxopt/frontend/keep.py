@@ -43,7 +43,8 @@ def training_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _stateless(module: nn.Module) -> bool:
-    return not (module._parameters or module._buffers or module._modules)
+    holds = module._parameters or module._buffers or module._modules
+    return not holds and "forward" not in vars(module)
 
 
 def reads_training(module: nn.Module) -> bool:

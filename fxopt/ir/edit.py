@@ -158,7 +158,7 @@ class Edit:
             changed=count > 0,
             nodes_before=self._before,
             nodes_after=len(self._graph.nodes),
-            summary=summary or (f"{count} rewrites" if count else "nothing to do"),
+            summary=summary or _count(count),
             rewrites=tuple(self._rewrites),
             refused=tuple(self._refused),
             details=details,
@@ -267,6 +267,10 @@ class Edit:
 
 
 _PROVENANCE = ("source", "stack_trace", "nn_module_stack")
+
+
+def _count(rewrites: int) -> str:
+    return f"{rewrites} rewrite{'s' * (rewrites > 1)}" if rewrites else "nothing to do"
 
 
 def _name_of(target: Target) -> str:

@@ -10,6 +10,7 @@ from fxopt.errors import PassError, ProgramError
 from fxopt.ir import PassResult, Program
 from fxopt.passes import Exact
 from fxopt.pipeline.checks import CHECKS, Check, all_values_are_right, values_are_right
+from fxopt.pipeline.compare import Comparison
 from fxopt.pipeline.identity import difference
 from fxopt.pipeline.instruments import Instrument
 from fxopt.pipeline.numbers import Numbers, Outputs, worst
@@ -139,8 +140,9 @@ class Examiner:
     # -- numbers -----------------------------------------------------------------------------
 
     def _check_numbers(self, trial: Trial, after: Program, current: Outputs) -> None:
-        against_before = self.numbers.compare(trial.outputs, current)
-        against_original = self.numbers.compare(trial.outputs, self.numbers.reference)
+        with blamed(trial.item, "left a program whose outputs cannot be compared"):
+            against_before = self.numbers.compare(trial.outputs, current)
+            against_original = self.numbers.compare(trial.outputs, self.numbers.reference)
         trial.error = None if against_before is None else against_before.error
         trial.drift = None if against_original is None else against_original.error
         fidelity = trial.item.info.fidelity
@@ -149,12 +151,11 @@ class Examiner:
             if found is not None:
                 raise Reject(f"{trial.name} declares itself exact, but {found}")
             return
-        self._check_drift(trial, after)
+        self._check_drift(trial, after, against_original)
         self._check_score(trial, after)
 
-    def _check_drift(self, trial: Trial, after: Program) -> None:
+    def _check_drift(self, trial: Trial, after: Program, on_examples: Comparison | None) -> None:
         """The worst of examples and calibration data counts: the limit holds for both."""
-        on_examples = self.numbers.compare(trial.outputs, self.numbers.reference)
         with blamed(trial.item, "left a program that fails on the calibration data"):
             on_calibration = self.numbers.calibration_drift(after)
         both = {"drift_examples": on_examples, "drift_calibration": on_calibration}

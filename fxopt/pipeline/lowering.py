@@ -142,7 +142,8 @@ def _plain(version: Version, candidates: Sequence[_Candidate], job: LoweringJob)
     """The program as it is: what is kept when nothing on offer beats the original."""
     native = {backend.info.name for backend in job.backends if backend.info.native}
     for candidate in candidates:
-        if candidate.version is version and candidate.record.backend in native:
+        is_native = candidate.record.backend in native and candidate.module is not None
+        if candidate.version is version and is_native:
             return candidate
     record = CandidateRecord("torch", version.name)
     return _Candidate(version, record, emit(version.program, job.argument_names))

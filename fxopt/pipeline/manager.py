@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxopt.analysis import Fact
 from fxopt.ir import PassResult, Program
@@ -142,6 +142,7 @@ class _Run:
             self._examiner.prepare(trial, self._original)
             self._execute(trial)
             self._examiner.examine(trial, self._outputs)
+            self._share(trial)
         except Verdict as verdict:
             trial.status, trial.reason = verdict.status, str(verdict)
         if trial.status == "applied":
@@ -182,12 +183,23 @@ class _Run:
                 f"{trial.name} returned a {type(result).__name__}, not a PassResult: "
                 "its run must end with `return edit.result()`"
             )
-        trial.result = result
+        with blamed(trial.item, "returned a PassResult that makes no sense"):
+            trial.result = replace(
+                result,
+                summary=str(result.summary),
+                rewrites=tuple(result.rewrites),
+                refused=tuple(result.refused),
+                details=dict(result.details),
+            )
         trial.candidate.rewrite_limit = trial.before.rewrite_limit
+
+    def _share(self, trial: Trial) -> None:
+        if trial.status == "applied" and trial.candidate is not None:
+            with blamed(trial.item, "added a module whose weights cannot be set"):
+                trial.details["shared"] = share_tensors(trial.before, trial.candidate)
 
     def _commit(self, trial: Trial) -> None:
         assert trial.candidate is not None
-        trial.details["shared"] = share_tensors(trial.before, trial.candidate)
         self._program, self._outputs = trial.candidate, trial.outputs
         self._analyses = trial.analyses
         self._lossless &= not isinstance(trial.item.info.fidelity, Lossy)

@@ -17,7 +17,9 @@ from fxopt.pipeline.sandbox import copy_inputs, run_program
 
 Outputs = list[tuple[Any, ...]]
 
-_MAX_BATCHES = 4  # calibration batches that drift is measured on
+# Drift is measured on the first calibration batches, until there are so many batches or rows.
+_MAX_BATCHES = 4
+_MAX_ROWS = 128
 
 
 class Numbers:
@@ -80,7 +82,7 @@ class Numbers:
         if self._batches is not None or self._context.calibration is None:
             return
         try:
-            batches = [copy_inputs(b) for b in islice(self._context.calibration, _MAX_BATCHES)]
+            batches = list(_first_batches(self._context.calibration))
             self._calibrated = [self._run(self._original, flat) for flat in batches]
         except FxoptError:
             raise
@@ -129,6 +131,20 @@ def _describe(found: Comparison, allowed: float, label: str) -> str:
     return f"{found.where} differs by {found.error:.1e} at {label}, where {allowed:.0e} is allowed"
 
 
-def _label(flat: Sequence[Any]) -> str:
+def _first_batches(batches: Iterable[Sequence[Any]]) -> Iterator[list[Any]]:
+    rows = 0
+    for flat in islice(batches, _MAX_BATCHES):
+        yield copy_inputs(flat)
+        rows += _rows(flat) or 1
+        if rows >= _MAX_ROWS:
+            return
+
+
+def _rows(flat: Sequence[Any]) -> int | None:
     sizes = [t.shape[0] for t in flat if isinstance(t, torch.Tensor) and t.dim()]
-    return f"batch size {sizes[0]}" if sizes else "the example"
+    return sizes[0] if sizes else None
+
+
+def _label(flat: Sequence[Any]) -> str:
+    rows = _rows(flat)
+    return "the example" if rows is None else f"batch size {rows}"

@@ -56,9 +56,8 @@ class Scorer:
         Raises:
             InputError: ``evaluate`` raises or returns no number.
         """
-        module = emit(program, self._names)
         with evaluating(program.module), seeded(self._seed):
-            module.eval()
+            module = emit(program, self._names)  # it sets the modes of what it shares
             try:
                 score = self._evaluate(module)
             except Exception as error:

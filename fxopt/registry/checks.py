@@ -72,7 +72,8 @@ def _offered(manager: pluggy.PluginManager, hook: str) -> list[Any]:
         return [item for result in getattr(manager.hook, hook)() for item in result]
     except Exception as error:  # a plugin may raise anything; it must not stop the others
         raise PluginError(
-            f"{hook} raises {describe(error)}", hint="it has to return a list"
+            f"{hook} raises {describe(error)}",
+            hint="update the plugin, or tell its author: a hook returns a list, whatever is there",
         ) from error
 
 
@@ -139,7 +140,7 @@ def _require(holds: bool, error: str, hint: str) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """The error in one line, with the place in the plugin's own code."""
+    """The error in one line, with the line of code that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     written = [frame for frame in frames if not frame.filename.startswith("<frozen")]
     place = f" ({written[-1].filename}:{written[-1].lineno})" if written else ""

@@ -16,12 +16,20 @@ def milliseconds(value: float | None) -> str:
 
 
 def megabytes(size: int) -> str:
-    """``97.8 MB`` of a million bytes; ``12.3 kB`` where that says more."""
+    """A size in units of a million or a thousand bytes.
+
+    >>> megabytes(97_800_000), megabytes(12_345)
+    ('97.8 MB', '12.3 kB')
+    """
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def relative(error: float | None) -> str:
-    """A relative error: ``1.8 %``, or ``3e-07`` where percents would only show zeros."""
+    """A relative error in percent, or as a power of ten where percents would only show zeros.
+
+    >>> relative(0.0182), relative(3.1e-7), relative(None)
+    ('1.8 %', '3e-07', '-')
+    """
     if error is None:
         return NONE
     if error == 0:
@@ -32,7 +40,11 @@ def relative(error: float | None) -> str:
 
 
 def ratio(before: float, after: float) -> str:
-    """``4.6x``: how many times less it is now; empty where there is nothing to divide by."""
+    """How many times less it is now; empty where there is nothing to divide by.
+
+    >>> ratio(58.3, 12.6), ratio(1.0, 1.05)
+    ('4.6x', '0.95x')
+    """
     if not after:
         return ""
     times = before / after

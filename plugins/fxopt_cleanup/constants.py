@@ -15,9 +15,6 @@ from fxopt_cleanup.memory import argument, escapes
 
 aten = torch.ops.aten
 
-# Views that repeat elements: to store their result would cost memory and save nothing.
-_BROADCASTS = {aten.expand.default, aten.expand_as.default, aten.broadcast_to.default}
-
 # Operations that take no more than dtype, device or shape from a tensor: what they fill it with.
 _FILLS: dict[Any, Callable[[fx.Node], Any]] = {
     aten.zeros_like.default: lambda node: 0,
@@ -91,10 +88,18 @@ class Folding:
 
 
 def _storable(program: Program, node: fx.Node) -> bool:
-    if node.op != "call_function" or node.target in _BROADCASTS:
+    """Whether the value of a constant node may become a buffer, and is worth it."""
+    value = node.meta["val"]
+    if node.op != "call_function" or not isinstance(value, torch.Tensor) or _broadcast(value):
         return False
     # the user may change in place what is returned; a constant must not be changed
-    return isinstance(node.meta["val"], torch.Tensor) and not escapes(program, node)
+    return not escapes(program, node)
+
+
+def _broadcast(value: torch.Tensor) -> bool:
+    """Whether a tensor is a view that repeats elements: storing it costs memory for nothing."""
+    sizes = zip(value.shape, value.stride(), strict=True)
+    return any(stride == 0 and size > 1 for size, stride in sizes)
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:

@@ -12,6 +12,7 @@ _KINDS = (
     ("qconv", "Convolution"),
     ("attention", "Attention"),
     ("lstm", "Recurrent"),
+    ("rnn", "Recurrent"),
     ("gru", "Recurrent"),
     ("linear", "MatMul"),
     ("mm", "MatMul"),

@@ -81,7 +81,7 @@ def _translate(exported: torch.export.ExportedProgram) -> openvino.Model:
 
     try:
         return openvino.convert_model(exported)
-    except Exception as error:  # noqa: BLE001 - the front end raises types of many modules
+    except Exception as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(
             f"OpenVINO cannot convert the program: {' '.join(first)[:500]}"

@@ -74,5 +74,5 @@ def _compile(model: openvino.Model, threads: int) -> openvino.CompiledModel:
     }
     try:
         return openvino.Core().compile_model(model, "CPU", settings)
-    except Exception as error:  # noqa: BLE001 - the runtime raises types of many modules
+    except Exception as error:
         raise BackendError(f"OpenVINO cannot compile the program: {error}") from error

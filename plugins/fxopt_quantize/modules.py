@@ -64,9 +64,7 @@ class FakeQuantizePerChannel(LeafModule):
         self.register_buffer("zero_point", points)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.fake_quantize_per_channel_affine(
-            x, self.scale, self.zero_point, 1, QMIN, QMAX
-        )
+        return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero_point, 1, QMIN, QMAX)
 
     def extra_repr(self) -> str:
         return f"{len(self.scale)} scales, zero_point={int(self.zero_point[0])}"
@@ -77,6 +75,7 @@ class _QuantLayer(LeafModule):
 
     weight_int8: torch.Tensor
     weight_scale: torch.Tensor
+    bias: nn.Parameter | None
 
     def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -120,7 +119,7 @@ class QuantConv(_QuantLayer):
         }
         self.padding_mode = conv.padding_mode
         self._pads = list(conv._reversed_padding_repeated_twice)
-        self._described = conv.extra_repr()
+        self._described = str(conv.extra_repr())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         settings = self.settings
@@ -152,7 +151,7 @@ class QuantConvTranspose(_QuantLayer):
             "groups": conv.groups,
             "dilation": conv.dilation,
         }
-        self._described = conv.extra_repr()
+        self._described = str(conv.extra_repr())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         functions = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)

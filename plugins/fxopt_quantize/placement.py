@@ -10,7 +10,9 @@ The rules:
    them takes int8; one rounding then serves them all, and pooling and slicing run on bytes.
 4. What is joined shares one scale, so that joining needs no arithmetic.
 5. An activation belongs to the operation before it; the rounding comes after it.
-6. The input of a depthwise convolution, where nothing else uses it, has a scale per channel.
+6. Where zero is the middle of the range, convolutions need no correction for a zero point and
+   use their fastest kernels; so signed values have it there, unless only linear layers take them.
+7. The input of a depthwise convolution, where nothing else uses it, has a scale per channel.
 """
 
 from __future__ import annotations
@@ -33,12 +35,14 @@ class Site:
         value: The node that yields it.
         takers: The users that take it rounded; others take it as it is.
         group: Sites with one number share one scale.
+        symmetric: Whether zero should be the middle of the range if there are negative values.
         per_channel: Whether each channel has its own scale.
     """
 
     value: fx.Node
     takers: list[fx.Node]
     group: int
+    symmetric: bool = True
     per_channel: bool = False
 
 
@@ -85,7 +89,13 @@ class _Sweep:
         for node in self._nodes:
             takers = [user for user in node.users if self._takes(user)]
             if takers and holds_floats(node) and not self._pushed(node):
-                yield Site(node, takers, groups.number(node), self._is_depthwise(node, takers))
+                yield Site(
+                    value=node,
+                    takers=takers,
+                    group=groups.number(node),
+                    symmetric=not all(self._is_linear(taker) for taker in takers),
+                    per_channel=all(is_depthwise(self._program, taker) for taker in takers),
+                )
 
     def _visit(self, node: fx.Node) -> None:
         users = [user for user in node.users if not _is_size(user)]
@@ -119,10 +129,11 @@ class _Sweep:
         activated = len(users) == 1 and self._roles[users[0]] is Role.ACTIVATE
         return activated and self._result_wanted(users[0])
 
-    def _is_depthwise(self, value: fx.Node, takers: list[fx.Node]) -> bool:
-        return all(
-            taker in self._int8 and is_depthwise(self._program, taker) for taker in takers
-        )
+    def _is_linear(self, taker: fx.Node) -> bool:
+        """Whether the int8 operations behind ``taker`` are linear layers, and nothing else."""
+        if self._passes(taker):
+            return all(self._is_linear(user) for user in taker.users if not _is_size(user))
+        return taker.op == "call_module" and isinstance(self._program.leaf(taker), nn.Linear)
 
 
 class _Groups:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,6 +30,7 @@ from fxopt_quantize.ranges import channel_grids, histogram_grid, minmax_grid
 from fxopt_quantize.rules import Role, role_of
 
 Calibrator = Literal["histogram", "minmax"]
+Activations = Literal["auto", "asymmetric", "symmetric"]
 _GRIDS = {"histogram": histogram_grid, "minmax": minmax_grid}
 
 
@@ -46,11 +46,15 @@ class Quantize(Pass):
     Attributes:
         calibrator: How the range of an activation is chosen: ``histogram`` minimises the squared
             error on the calibration data, ``minmax`` covers all that was seen.
+        activations: Where zero lies in the range of an activation that can be negative: anywhere
+            (``asymmetric``, the least error), in the middle (``symmetric``, the fastest
+            convolutions), or ``auto``: in the middle unless only linear layers take it.
         samples: How many calibration samples are used at most, rounded up to whole batches.
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
     """
 
     calibrator: Calibrator = "histogram"
+    activations: Activations = "auto"
     samples: int = 256
     skip: tuple[str, ...] = ()
 
@@ -79,6 +83,7 @@ class Quantize(Pass):
         """
         refused = self._refused(program)
         placement = place(program, [node for node in _layers(program) if node not in refused])
+        _unify(placement, self.activations)
         observers = _observers(placement)
         seen = self._calibrate(program, context, observers)
         with program.edit() as edit:
@@ -137,11 +142,20 @@ def _check_patterns(patterns: tuple[str, ...], names: list[str]) -> None:
             )
 
 
-def _observers(placement: Placement) -> dict[fx.Node, Observer]:
-    """An observer for each site; sites of one group share theirs."""
-    sizes = Counter(site.group for site in placement.sites)
+def _unify(placement: Placement, activations: Activations) -> None:
+    """Makes sites that share a scale agree on its kind."""
+    groups: dict[int, list[Site]] = {}
     for site in placement.sites:
-        site.per_channel = site.per_channel and sizes[site.group] == 1
+        groups.setdefault(site.group, []).append(site)
+    for sites in groups.values():
+        wished = any(site.symmetric for site in sites)
+        for site in sites:
+            site.symmetric = wished if activations == "auto" else activations == "symmetric"
+            site.per_channel = site.per_channel and len(sites) == 1
+
+
+def _observers(placement: Placement) -> dict[fx.Node, Observer]:
+    """An observer for each site; sites that share a scale share theirs."""
     by_group: dict[int, Observer] = {}
     for site in placement.sites:
         if site.group not in by_group:
@@ -156,11 +170,15 @@ def _round_activations(
         module = _fake_quantize(site, observers[site.value], calibrator)
         rounded = edit.call(module, site.value, before=site.takers[0])
         for taker in site.takers:
-            swap = {site.value: rounded}
-            args, kwargs = fx.map_arg(
-                (taker.args, taker.kwargs), lambda node, swap=swap: swap.get(node, node)
-            )
-            edit.set_arguments(taker, *args, **kwargs)
+            _swap_input(edit, taker, site.value, rounded)
+
+
+def _swap_input(edit: Edit, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
+    def swap(node: fx.Node) -> fx.Node:
+        return new if node is old else node
+
+    args, kwargs = fx.map_arg((user.args, user.kwargs), swap)
+    edit.set_arguments(user, *args, **kwargs)
 
 
 def _fake_quantize(site: Site, observer: Observer, calibrator: Calibrator) -> nn.Module:
@@ -169,7 +187,7 @@ def _fake_quantize(site: Site, observer: Observer, calibrator: Calibrator) -> nn
         scale, zero_point = channel_grids(observer.minimum, observer.maximum)
         return FakeQuantizePerChannel(scale.to(dtype), zero_point)
     assert isinstance(observer, Histogram)
-    grid = _GRIDS[calibrator](observer)
+    grid = _GRIDS[calibrator](observer, symmetric=site.symmetric)
     return FakeQuantize(grid.scale, grid.zero_point)
 
 

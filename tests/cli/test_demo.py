@@ -4,7 +4,7 @@ import pytest
 
 
 def test_the_demo_shows_what_it_gained(fxopt):
-    result = fxopt("demo", "--epochs", 1, "--width", 8)
+    result = fxopt("demo", "--epochs", 1, "--width", 8, "--backend", "openvino")
     assert result.exit_code == 0, result.output
     right = float(re.search(r"([\d.]+)% of 1000 test images right", result.stdout)[1])
     assert right > 60

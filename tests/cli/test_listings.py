@@ -18,12 +18,11 @@ def test_help_names_every_command(fxopt):
 
 def test_passes_lists_every_pass_with_its_declaration(fxopt):
     lines = fxopt("passes").stdout.splitlines()
-    heads = ["pass", "stage", "fidelity", "settings", "requires", "provides", "plugin"]
-    assert lines[0].split() == heads
+    assert lines[0].split()[:4] == ["pass", "stage", "fidelity", "plugin"]
     rows = {line.split()[0]: line for line in lines[1:] if not line.startswith(" ")}
     assert set(rows) == set(default_registry().passes)
-    assert rows["cleanup"].split()[1:3] == ["prepare", "exact"]
-    assert rows["cleanup"].split()[-1] == "cleanup"
+    assert rows["cleanup"].split()[1:4] == ["prepare", "exact", "cleanup"]
+    assert "needs calibration data" in " ".join(lines)
 
 
 def test_plugins_lists_what_is_found(fxopt):

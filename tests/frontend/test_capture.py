@@ -106,6 +106,18 @@ def test_a_branch_on_the_batch_is_noticed() -> None:
     assert not program.signature.batch
 
 
+def test_a_limit_of_the_batch_is_noticed() -> None:
+    class Limited(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(torch.rand(9, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.rows[: x.shape[0]]
+
+    assert "no more than 9" in captured(Limited(), randn(2, 4)).notes[0]
+
+
 def test_inputs_without_a_batch() -> None:
     class Scalar(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

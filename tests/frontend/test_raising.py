@@ -219,7 +219,7 @@ def test_old_weight_and_spectral_norm() -> None:
 
 
 def test_a_lone_layer() -> None:
-    assert leaves(captured(nn.Linear(4, 3), randn(2, 4))) == {"linear": "Linear"}
+    assert leaves(captured(nn.Linear(4, 3), randn(2, 4))) == {"fxopt_root": "Linear"}
 
 
 def test_nothing_hangs_below_a_leaf() -> None:

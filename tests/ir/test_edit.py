@@ -364,7 +364,7 @@ def test_result_counts_and_names_rewrites():
     result = edit.result(layers=3)
     assert result.changed
     assert (result.nodes_before, result.nodes_after) == (8, 8)
-    assert result.summary == "1 rewrites"
+    assert result.summary == "1 rewrite"
     (rewrite,) = result.rewrites
     assert re.fullmatch(r"relu_default -> aten.sigmoid.default \(model.py:\d+\)", rewrite)
     assert result.refused == ("head: too small",)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from tests.building import aten, image, small_cnn
 from torch import nn
 
 from fxopt.analysis import Fact
 from fxopt.cost import Target
 from fxopt.passes import Context, Exact, Lossy, Pass, PassInfo
 from fxopt.pipeline import PassManager, plan
+from tests.building import aten, image, small_cnn
 
 TARGET = Target("cpu", torch.device("cpu"), 1)
 
@@ -88,7 +88,10 @@ def context(**options):
     return Context(TARGET, **{"examples": [[image(2)], [image(3)]], **options})
 
 
-def run(passes, program=None, *, facts=FACTS, context=context(), **options):
+EXAMPLES = context()
+
+
+def run(passes, program=None, *, facts=FACTS, context=EXAMPLES, **options):
     program = program or small_cnn()
     holding = {name for name, fact in facts.items() if fact.holds(program)}
     return PassManager(plan(passes, facts, holding), facts, context, **options).run(program)

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import nn
+
+from fxopt.analysis import Analysis
+from fxopt.ir import LeafModule, PassResult
+from fxopt.ir.shapes import infer
+from fxopt.passes import Lossy
+from fxopt.pipeline import Verification
 from tests.building import aten, image, small_cnn
 from tests.pipeline.support import (
     FACTS,
@@ -19,13 +26,6 @@ from tests.pipeline.support import (
     same_weights,
     weights,
 )
-from torch import nn
-
-from fxopt.analysis import Analysis
-from fxopt.ir import LeafModule, PassResult
-from fxopt.ir.shapes import infer
-from fxopt.passes import Lossy
-from fxopt.pipeline import Verification
 
 CHANGED = PassResult(changed=True)
 
@@ -161,6 +161,41 @@ def returns_text(program, _):
     return "done"
 
 
+def returns_nonsense(program, _):
+    head(program).weight.data.mul_(1 + 1e-7)
+    return PassResult(changed=True, details=None)
+
+
+class Sealed(LeafModule):
+    """Its weights cannot be set once it is made."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.sealed = True
+
+    def __setattr__(self, name, value):
+        if getattr(self, "sealed", False) and name == "weight":
+            raise PermissionError("sealed")
+        super().__setattr__(name, value)
+
+    def forward(self, x):
+        return x + 0 * self.weight.sum()
+
+
+def seals_weights(program, _):
+    with program.edit() as edit:
+        node = node_of(program, aten.mean.dim)
+        sealed = Sealed(program.module.stem.bias.detach().clone())
+        edit.redirect(node, edit.call(sealed, node, before=next(iter(node.users))))
+        stem = node_of(program, nn.Conv2d)
+        plain = nn.Conv2d(3, 8, 3, padding=1)
+        plain.load_state_dict(program.leaf(stem).state_dict())
+        plain.bias.data += 1e-9
+        edit.replace(stem, plain, *stem.args)
+    return edit.result()
+
+
 def other_signature(program, _):
     program.signature = type(program.signature)(
         program.signature.in_spec, program.signature.out_spec, batch=False
@@ -256,6 +291,8 @@ SABOTEURS = [
     (exits, {}, f"failed: SystemExit: 3 .at .*{HERE}exits"),
     (returns_none, {}, "returned a NoneType, not a PassResult"),
     (returns_text, {}, "returned a str, not a PassResult"),
+    (returns_nonsense, {}, "returned a PassResult that makes no sense: TypeError"),
+    (seals_weights, {}, "added a module whose weights cannot be set: PermissionError: sealed"),
     (other_signature, {}, "the signature is another one"),
     (other_inputs, {}, "the inputs are"),
     (trains, {}, "left in train mode"),
@@ -315,7 +352,9 @@ def test_false_preserves_is_caught_when_checking():
     item = declare(claims_to_preserve, preserves=("count_nodes",))
     caught = run([item, ReluModules()], checking=True).records[1]
     assert caught.status == "rolled back"
-    assert "claims_to_preserve claims a false `preserves`: the analysis count_nodes" in caught.reason
+    assert (
+        "claims_to_preserve claims a false `preserves`: the analysis count_nodes" in caught.reason
+    )
     assert run([item]).records[0].status == "applied"  # only the checking mode recomputes
     honest = declare(claims_to_preserve)
     assert run([honest], checking=True).records[0].status == "applied"

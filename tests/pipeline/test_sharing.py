@@ -4,13 +4,13 @@ import copy
 import operator
 
 import torch
-from tests.building import Builder, aten, small_cnn
-from tests.pipeline.support import Coarsen, ReluModules, SwapAdd, declare, run
 from torch import nn
 
 from fxopt.ir import PassResult
 from fxopt.pipeline.identity import difference, same_bits
 from fxopt.pipeline.sharing import share_tensors
+from tests.building import Builder, aten, small_cnn
+from tests.pipeline.support import Coarsen, ReluModules, SwapAdd, declare, run
 
 
 def pointers(program):
@@ -116,7 +116,9 @@ def test_recurrent_modules_keep_their_list_of_weights():
     assert share_tensors(before, after) == 4
     twin = after.module.lstm
     assert twin.weight_ih_l0 is lstm.weight_ih_l0
-    assert all(mine is theirs for mine, theirs in zip(twin._flat_weights, lstm._flat_weights, strict=True))
+    assert all(
+        mine is theirs for mine, theirs in zip(twin._flat_weights, lstm._flat_weights, strict=True)
+    )
 
 
 def test_buffers_are_shared_too():

@@ -29,6 +29,11 @@ def is_constant(*values: Any) -> bool:
     return not any(isinstance(value, (Node, torch.SymInt, torch.SymFloat)) for value in flat)
 
 
+# The leaf of a model that is one itself, such as a lone nn.Linear: names of weights that emitted
+# modules show leave out what begins so.
+ROOT = "fxopt_root"
+
+
 class Context:
     """The graph under construction, the model that it came from, and the leaves made so far."""
 
@@ -66,18 +71,20 @@ class Context:
         """
         target = next(str(value.target) for value in fields.values() if value is not None)
         for path in (module_path(node), target.rpartition(".")[0]):
-            if self._owns(path, fields):
-                return path
+            if self._owns(path or ROOT, fields):
+                return path or ROOT
         return _derived_name(target, node)
 
     def _owns(self, path: str, fields: Mapping[str, Any]) -> bool:
-        owner = self.submodule(path) if path else None
+        owner = self.submodule(path)
         if owner is None:
             return False
         return all(getattr(owner, k, None) is self.fetched(v) for k, v in fields.items())
 
     def submodule(self, path: str) -> nn.Module | None:
         """The user's module of that name."""
+        if path == ROOT:
+            return None if any(True for _ in self.model.children()) else self.model
         try:
             return self.model.get_submodule(path)
         except AttributeError:

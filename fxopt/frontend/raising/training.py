@@ -33,7 +33,7 @@ def raise_kept(context: Context, node: Node) -> None:
 def _functional(context: Context, name: str) -> nn.Module:
     module = copy.copy(context.model.get_submodule(name))
     if in_place(module):
-        module.inplace = False
+        module.inplace = False  # type: ignore[assignment]
     return module
 
 

@@ -1,0 +1,54 @@
+"""Properties of the exact passes, on random models."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from fxopt.testing import worst_error
+from fxopt.testing.strategies import generated_cases
+from fxopt_cleanup import FACTS as CLEANUP_FACTS
+from fxopt_cleanup import Cleanup
+from fxopt_fold_bn import FACTS as FOLD_BN_FACTS
+from fxopt_fold_bn import FoldBN
+
+PASSES = (
+    (Cleanup(), CLEANUP_FACTS, 1e-10),
+    (FoldBN(), FOLD_BN_FACTS, 1e-9),
+)
+
+
+def hold_to_its_word(item, facts, tolerance, case, program):
+    """Runs a pass on ``program`` itself."""
+    before = program.fingerprint()
+    result = item.run(program, case.context())
+    program.verify()
+    assert result.changed == (program.fingerprint() != before)
+    assert worst_error(case, program) <= tolerance
+    for fact in facts:
+        assert list(fact.counterexamples(program)) == []
+    assert not item.run(program.clone(), case.context()).changed
+
+
+# Most of the time is torch.export's, so that one model serves for both passes.
+@settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(generated_cases())
+def test_passes_keep_their_word_alone_and_in_turn(case):
+    original = case.program.fingerprint()
+    together = case.program.clone()
+    for item, facts, tolerance in PASSES:
+        hold_to_its_word(item, facts, tolerance, case, case.program.clone())
+        hold_to_its_word(item, facts, tolerance, case, together)
+    assert case.program.fingerprint() == original
+
+
+@pytest.mark.slow
+@settings(parent=settings.get_profile("default"), max_examples=300, deadline=None,
+          suppress_health_check=list(HealthCheck))  # fmt: skip
+@given(generated_cases(max_blocks=6))
+def test_passes_keep_their_word_on_many_models(case):
+    for item, facts, tolerance in PASSES:
+        hold_to_its_word(item, facts, tolerance, case, case.program.clone())
