@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from fxopt.backends import LoweredModule
+from fxopt.emit.calling import adopt_signature
 from fxopt.emit.guard import InputGuard
 from fxopt.errors import FxoptError
 from fxopt.ir import Program
@@ -100,7 +100,7 @@ def guarded(program: Program, names: Sequence[str] = ()) -> tuple[nn.Module, fx.
     if placeholders:
         with graph.inserting_after(placeholders[-1]):
             graph.call_module(_GUARD, tuple(placeholders))
-    graph.set_codegen(_codegen(program, names))
+    adopt_signature(graph, program.signature, names)
     return root, graph
 
 
@@ -135,15 +135,6 @@ def unshare(module: nn.Module) -> None:
             child._parameters[name] = copy.deepcopy(parameter, memo)
         for name, buffer in child._buffers.items():
             child._buffers[name] = copy.deepcopy(buffer, memo)
-
-
-def _codegen(program: Program, names: Sequence[str]) -> _PyTreeCodeGen:
-    in_spec = program.signature.in_spec
-    positional = in_spec.child(0).num_children
-    given = list(names[:positional])
-    given += [f"arg_{index}" for index in range(len(given), positional)]
-    given += [str(name) for name in in_spec.child(1).context or []]
-    return _PyTreeCodeGen(_PyTreeInfo(given, in_spec, program.signature.out_spec))
 
 
 def _public(key: str) -> str:

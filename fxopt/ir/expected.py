@@ -28,19 +28,22 @@ class Expected:
 
     def mismatch(self, value: Any) -> str | None:
         """Why ``value`` does not fit; None when it does."""
+        if isinstance(value, torch.Tensor) and value.dtype is self.dtype:
+            return self._wrong_sizes(value)
         if self.dtype is None:
             same = type(value) is type(self.constant) and value == self.constant
             return None if same else f"it was {self.constant!r} at capture, and is {value!r}"
         if not isinstance(value, torch.Tensor):
             return f"a tensor is expected, got a {type(value).__name__}"
-        if value.dtype is not self.dtype:
-            return f"{self.dtype} is expected, got {value.dtype}"
-        return self._wrong_sizes(value)
+        return f"{self.dtype} is expected, got {value.dtype}"
 
     def _wrong_sizes(self, value: torch.Tensor) -> str | None:
-        shape = value.shape
-        if len(shape) == len(self.sizes):
-            pairs = zip(self.sizes, shape, strict=True)
+        shape, sizes = value.shape, self.sizes
+        batch_aside = sizes[:1] == (None,) and None not in sizes[1:]
+        if batch_aside and shape[1:] == sizes[1:] and len(shape) == len(sizes):
+            return None  # the usual case, at the price of one comparison
+        if len(shape) == len(sizes):
+            pairs = zip(sizes, shape, strict=True)
             if all(size is None or size == given for size, given in pairs):
                 return None
         wanted = "x".join("any" if size is None else str(size) for size in self.sizes)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from fxopt.cost import find_target
 from fxopt.errors import InputError
@@ -36,8 +35,7 @@ class Case:
 
     def context(self) -> Context:
         """What a pass is told: this machine, both inputs, and them as calibration data."""
-        batches = [self._arguments(flat) for flat in self.inputs]
-        calibration = Calibration(batches, self.program.signature)
+        calibration = _FlatBatches(self.inputs, self.program.signature)
         return Context(find_target("cpu"), examples=self.inputs, calibration=calibration)
 
     def outputs(self, program: Program | None = None) -> list[tuple[Any, ...]]:
@@ -45,10 +43,12 @@ class Case:
         with torch.no_grad():
             return [(program or self.program)(*flat) for flat in self.inputs]
 
-    def _arguments(self, flat: Flat) -> Any:
-        """The inputs as a user's calibration data would yield them."""
-        args, kwargs = pytree.tree_unflatten(list(flat), self.program.signature.in_spec)
-        return kwargs if kwargs else args
+
+class _FlatBatches(Calibration):
+    """Batches that are flat already: a user's can be positional or by keyword, but not both."""
+
+    def _flatten(self, batch: Any) -> list[Any]:
+        return list(batch)
 
 
 def make_case(name: str, model: nn.Module, *args: Any, **kwargs: Any) -> Case:

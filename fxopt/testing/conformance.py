@@ -124,5 +124,5 @@ def _bodies(subject: Subject, loaders: Loaders) -> Iterator[tuple[str, CheckBody
 
 def _on_case(check: ProgramCheck, subject: Subject, load: Callable[[], Case]) -> None:
     case = load()
-    if subject.ready(case):  # where it is not, the manager would not run the pass
+    if subject.ready(subject.start(case)):  # where it is not, the manager would not run the pass
         check(subject, case)

@@ -61,9 +61,9 @@ class Subject:
             self._starts[case.name] = program.clone()
         return self._starts[case.name]
 
-    def ready(self, case: Case) -> bool:
+    def ready(self, program: Program) -> bool:
         """Whether what the pass requires holds; without it the manager would not run the pass."""
-        known, program = self.known_facts(), self.start(case)
+        known = self.known_facts()
         return all(known[name].holds(program) for name in self.item.info.requires if name in known)
 
     def attempt(self, case: Case, limit: int | None = None, on: Program | None = None) -> Attempt:
@@ -78,7 +78,7 @@ class Subject:
             ConformanceError: The pass raises.
         """
         before = self.start(case) if on is None else on
-        after = before.clone()
+        after = copy_program(before)
         after.rewrite_limit = limit
         result = self._guarded(lambda: self._run(after, case), f"on the case {case.name}")
         require(
@@ -101,6 +101,19 @@ class Subject:
             raise ConformanceError(
                 f"the pass raises {type(error).__name__}: {error}", where=where
             ) from error
+
+
+def copy_program(program: Program) -> Program:
+    """A clone.
+
+    Raises:
+        ConformanceError: The pass has left something that cannot be copied.
+    """
+    try:
+        return program.clone()
+    except Exception as error:
+        what = f"the result cannot be copied: {type(error).__name__}: {error}"
+        raise ConformanceError(what) from error
 
 
 CheckBody = Callable[[], None]

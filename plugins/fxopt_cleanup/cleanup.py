@@ -56,9 +56,19 @@ class Cleanup(Pass):
         return (dead.remove_dead, noops.remove_noops, folding.fold, merge.merge_common)
 
 
+# The counts of the summary, for one and for several; all others are no-ops, by rule.
+_WORDS = {
+    "dead": ("dead", "dead"),
+    "no-ops": ("no-op", "no-ops"),
+    "views to reshapes": ("view to reshape", "views to reshapes"),
+    "folded": ("folded", "folded"),
+    "merged": ("merged", "merged"),
+}
+
+
 def _summary(counts: Counter[str]) -> str:
     """Such as "2 dead, 12 no-ops, 45 folded"; the rules behind the no-ops are in the details."""
-    totals = {"dead": 0, "no-ops": 0, "views to reshapes": 0, "folded": 0, "merged": 0}
+    totals = dict.fromkeys(_WORDS, 0)
     for name, count in counts.items():
         totals[name if name in totals else "no-ops"] += count
-    return ", ".join(f"{count} {name}" for name, count in totals.items() if count)
+    return ", ".join(f"{n} {_WORDS[name][n > 1]}" for name, n in totals.items() if n)

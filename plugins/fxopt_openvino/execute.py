@@ -9,6 +9,7 @@ import torch
 
 from fxopt.plugin import BackendError, Executable, Kernel
 from fxopt_openvino.kernels import HEAVY, find_kernels
+from fxopt_openvino.relayed import find_relayed
 from fxopt_openvino.tensors import to_openvino, to_torch_dtype
 
 if TYPE_CHECKING:
@@ -36,18 +37,24 @@ class OpenVINOExecutable(Executable):
             (tuple(output.shape), to_torch_dtype(output.element_type))
             for output in self._compiled.outputs
         ]
+        self._relayed = find_relayed(model)
         self._idle: list[openvino.InferRequest] = [self._compiled.create_infer_request()]
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         request = self._take()
-        for index, tensor in enumerate(inputs):
-            request.set_input_tensor(index, to_openvino(tensor.detach().contiguous()))
-        outputs = tuple(torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs)
+        # OpenVINO does not keep alive what it shares: the lists do, until the call is over.
+        dense = [tensor.detach().contiguous() for tensor in inputs]
+        outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs]
+        for index, tensor in enumerate(dense):
+            request.set_input_tensor(index, to_openvino(tensor))
         for index, tensor in enumerate(outputs):
-            request.set_output_tensor(index, to_openvino(tensor))
+            if index not in self._relayed:
+                request.set_output_tensor(index, to_openvino(tensor))
         request.infer(share_outputs=True)
+        for index in self._relayed:
+            outputs[index].copy_(torch.from_numpy(request.get_output_tensor(index).data))
         self._idle.append(request)
-        return outputs
+        return tuple(outputs)
 
     def kernels(self) -> tuple[Kernel, ...]:
         """The operations of the compiled model that compute something."""

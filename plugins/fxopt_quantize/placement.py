@@ -12,7 +12,9 @@ The rules:
 5. An activation belongs to the operation before it; the rounding comes after it.
 6. Where zero is the middle of the range, convolutions need no correction for a zero point and
    use their fastest kernels; so signed values have it there, unless only linear layers take them.
-7. The input of a depthwise convolution, where nothing else uses it, has a scale per channel.
+7. Attention takes queries, keys and values in int8 if they come from int8 layers; what is computed
+   between them and the layer (a rotation, say) keeps it in float. Its mask is never rounded.
+8. The input of a depthwise convolution, where nothing else uses it, has a scale per channel.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ class _Sweep:
         self._int8: set[fx.Node] = set(layers)  # operations that compute in int8
         self._wanted: set[fx.Node] = set()  # values that some int8 operation takes
         self._fully: set[fx.Node] = set()  # passing values that all users take in int8
+        self._int8.update(node for node in self._nodes if self._attends(node))
         for node in reversed(self._nodes):
             self._visit(node)
 
@@ -87,7 +90,7 @@ class _Sweep:
                 for source in operands(node):
                     groups.join(source, node)
         for node in self._nodes:
-            takers = [user for user in node.users if self._takes(user)]
+            takers = [user for user in node.users if self._takes(user, node)]
             if takers and holds_floats(node) and not self._pushed(node):
                 yield Site(
                     value=node,
@@ -99,18 +102,35 @@ class _Sweep:
 
     def _visit(self, node: fx.Node) -> None:
         users = [user for user in node.users if not _is_size(user)]
-        if any(self._wants(user) for user in users):
+        if any(self._wants(user, node) for user in users):
             self._wanted.add(node)
-        if self._passes(node) and users and all(self._takes(user) for user in users):
+        if self._passes(node) and users and all(self._serves(user, node) for user in users):
             self._fully.add(node)
         if self._roles[node] is Role.COMBINE and self._result_wanted(node) and _combines(node):
             self._int8.add(node)
 
-    def _wants(self, user: fx.Node) -> bool:
-        return user in self._int8 or (self._passes(user) and user in self._wanted)
+    def _wants(self, user: fx.Node, value: fx.Node) -> bool:
+        """Whether ``user``, or something behind it, computes in int8 with ``value``."""
+        reached = user in self._int8 or (self._passes(user) and user in self._wanted)
+        return reached and value in operands(user)
 
-    def _takes(self, user: fx.Node) -> bool:
-        return user in self._int8 or self._pushed(user)
+    def _takes(self, user: fx.Node, value: fx.Node) -> bool:
+        """Whether ``user`` is given the rounded ``value``."""
+        return (user in self._int8 or self._pushed(user)) and value in operands(user)
+
+    def _serves(self, user: fx.Node, value: fx.Node) -> bool:
+        """Whether rounding what ``value`` was made of leaves nothing for ``user`` to ask for."""
+        return user in self._fully if _is_tuple(value) else self._takes(user, value)
+
+    def _attends(self, node: fx.Node) -> bool:
+        sources = operands(node)
+        whole = self._roles[node] is Role.ATTEND and len(sources) == 3
+        return whole and all(self._from_layer(source) for source in sources)
+
+    def _from_layer(self, node: fx.Node) -> bool:
+        while self._roles[node] is Role.PASS and operands(node):
+            node = operands(node)[0]
+        return node in self._int8
 
     def _pushed(self, node: fx.Node) -> bool:
         """Whether rounding its inputs replaces rounding this value."""

@@ -20,6 +20,7 @@ class Role(Enum):
     LAYER = "has weights; always computes in int8, unless refused"
     COMBINE = "computes in int8 where its result is wanted in int8; rounds each input"
     PASS = "only moves or selects values: the rounding of its input serves its output too"
+    ATTEND = "computes in int8 where queries, keys and values all come from int8 layers"
     JOIN = "moves values of several inputs into one output, so they share one scale"
     ACTIVATE = "runs inside the operation before it: the rounding comes after it"
     FLOAT = "stays in float"
@@ -34,6 +35,8 @@ ROLES: dict[Any, Role] = {
     nn.ConvTranspose2d: Role.LAYER,
     nn.ConvTranspose3d: Role.LAYER,
     nn.Linear: Role.LAYER,
+    # -- attention
+    aten.scaled_dot_product_attention.default: Role.ATTEND,
     # -- sums and products of activations, and averages
     aten.add.Tensor: Role.COMBINE,
     aten.sub.Tensor: Role.COMBINE,
@@ -137,8 +140,11 @@ def role_of(program: Program, node: fx.Node) -> Role:
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a node that are tensors of floats, or tuples of them."""
-    return [source for source in node.all_input_nodes if holds_floats(source)]
+    """The inputs that a node can take in int8: floats, and not the mask of an attention."""
+    sources = node.all_input_nodes
+    if ROLES.get(node.target) is Role.ATTEND:
+        sources = [arg for arg in node.args[:3] if isinstance(arg, fx.Node)]
+    return [source for source in sources if holds_floats(source)]
 
 
 def holds_floats(node: fx.Node) -> bool:

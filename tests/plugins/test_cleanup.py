@@ -415,7 +415,7 @@ def test_a_view_after_a_copy_that_goes_becomes_a_reshape():
     program, result = cleaned(model)
     kept = [name for name in operations(program) if name != "sym_size"]
     assert kept == ["Conv2d", "view", "transpose", "reshape", "flatten", "Linear"]
-    assert result.summary == "1 no-ops, 1 views to reshapes"
+    assert result.summary == "1 no-op, 1 view to reshape"
 
 
 def contiguous_then(function):

@@ -162,7 +162,7 @@ class Random(Good):
         if result.changed:
             for node in program.find(nn.Linear):
                 weight = program.leaf(node).weight
-                weight.data.mul_(1 + 1e-12 * torch.rand(()))
+                weight.data.mul_(1 + 1e-12 * torch.rand((), dtype=torch.float64))
         return result
 
 
@@ -257,7 +257,7 @@ BAD = {
     Scales: {"is_exact", "respects_a_limit_of_zero", "is_idempotent", "rewrites_stand_alone"},
     Corrupts: {"is_exact", "respects_a_limit_of_zero", "is_idempotent", "counts_nodes"},
     ClaimsNothing: {"tells_whether_it_changed"},
-    ClaimsChange: {"tells_whether_it_changed", "is_idempotent", "respects_a_limit_of_zero"},
+    ClaimsChange: {"is_idempotent", "respects_a_limit_of_zero"},
     LeavesOne: {"provides_its_facts"},
     Unending: {"is_idempotent"},
     Dangles: {"leaves_a_program", "counts_nodes", "respects_a_limit_of_zero"},
@@ -290,13 +290,16 @@ def case():
 
 def failures(item, case, **options):
     """The names of the checks that fail, without the case."""
-    failed = set()
-    for check in check_pass(item, cases=[case], facts=[NO_RELU], **options):
-        try:
-            check()
-        except ConformanceError:
-            failed.add(check.name.partition("[")[0])
-    return failed
+    checks = check_pass(item, cases=[case], facts=[NO_RELU], **options)
+    return {check.name.partition("[")[0] for check in checks if fails(check)}
+
+
+def fails(check):
+    try:
+        check()
+    except ConformanceError:
+        return True
+    return False
 
 
 def test_a_good_pass_passes(case):
