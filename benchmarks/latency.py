@@ -94,7 +94,7 @@ def run(name: str, batch: int, precisions: list[str], rounds: int) -> list[Row]:
         row.error = float((output.float() - reference).norm() / reference.norm())
         calls[candidate] = call
         _log(f"{name}: built {candidate} in {row.build_seconds:.0f} s")
-    latencies = measure(calls, rounds=rounds, burst=7, max_seconds=600)
+    latencies = measure(calls, rounds=rounds, burst=7)
     for row in rows:
         if row.candidate in latencies:
             row.milliseconds = latencies[row.candidate].median
@@ -149,8 +149,15 @@ def main() -> None:
 def _print(rows: list[Row], model: str) -> None:
     own = sorted((r for r in rows if r.model == model), key=lambda r: r.milliseconds or 1e9)
     table = [
-        [r.precision, r.candidate, r.milliseconds, r.spread, f"{r.error:.1e}", r.build_seconds]
-        + [r.remark]
+        [
+            r.precision,
+            r.candidate,
+            r.milliseconds,
+            r.spread,
+            f"{r.error:.1e}",
+            r.build_seconds,
+            r.remark,
+        ]
         for r in own
     ]
     headers = ["precision", "candidate", "ms", "+-", "error", "build s", ""]

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 # Worker threads of some runtimes spin for about 200 ms after a call and would slow the next
-# candidate down; after the pause come calls that only warm the caches up again.
+# candidate down; after the pause come calls that only warm the caches up again. A turn takes
+# about a second at most.
 _PAUSE_SECONDS = 0.25
-_WARM_UP_CALLS = 2
+_SLOW_MS = 200.0
+_TURN_MS = 1000.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def measure(
     *,
     rounds: int = 5,
     burst: int = 5,
-    max_seconds: float = 20.0,
+    drop_above: float | None = None,
 ) -> dict[str, Latency]:
     """Times callables round robin, in bursts.
 
@@ -52,18 +54,20 @@ def measure(
         candidates: What to call, by name.
         rounds: How often each candidate gets its turn.
         burst: Timed calls a turn; fewer where a call is slow.
-        max_seconds: Once a round ends after this time, no further one is begun.
+        drop_above: A candidate whose median is so many times the best one's gets no further turn.
 
     Returns:
         The timings by name; at least one round of each.
     """
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    start = time.perf_counter()
+    racing = list(candidates)
     for _ in range(rounds):
-        for name, candidate in candidates.items():
-            samples[name] += _burst(candidate, burst)
-        if time.perf_counter() - start > max_seconds:
-            break
+        for name in racing:
+            samples[name] += _burst(candidates[name], burst)
+        if drop_above is not None:
+            medians = {name: statistics.median(samples[name]) for name in racing}
+            limit = drop_above * min(medians.values())
+            racing = [name for name in racing if medians[name] <= limit]
     return {name: Latency(tuple(times)) for name, times in samples.items()}
 
 
@@ -74,10 +78,10 @@ def fastest(latencies: Mapping[str, Latency]) -> list[str]:
 
 def _burst(candidate: Callable[[], object], calls: int) -> Sequence[float]:
     time.sleep(_PAUSE_SECONDS)
-    for _ in range(_WARM_UP_CALLS):
-        last = _time_ms(candidate)
-    if last > 200.0:  # a second or more a turn is enough for a slow candidate
-        calls = max(2, int(1000.0 / last))
+    last = _time_ms(candidate)
+    if last < _SLOW_MS:
+        last = _time_ms(candidate)  # a slow call is long enough to warm up within itself
+    calls = min(calls, max(1, int(_TURN_MS / max(last, 1e-3))))
     return [_time_ms(candidate) for _ in range(calls)]
 
 

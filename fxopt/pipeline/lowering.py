@@ -25,6 +25,9 @@ ORIGINAL = "original"
 # may drift from the original a little more than the simulated one, but not more than this.
 _LOSSY_SLACK = 1.25
 
+# A candidate that takes so many times as long as the best one gets no further turns in the race.
+_HOPELESS = 1.5
+
 
 @dataclass(frozen=True)
 class Version:
@@ -224,7 +227,7 @@ def _race(timed: Sequence[_Candidate], job: LoweringJob) -> Latency:
         calls[candidate.name] = _caller(candidate, job.examples[0])
     job.progress(f"measuring {len(calls)} candidates for {job.name}")
     with torch.no_grad():
-        latencies = measure(calls)
+        latencies = measure(calls, drop_above=_HOPELESS)
     for candidate in timed:
         latency = latencies[candidate.name]
         candidate.latency = latency

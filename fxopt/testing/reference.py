@@ -156,7 +156,7 @@ def reference_case(name: str) -> Case:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, args, kwargs = MODELS[name]()
-        return make_case(name, randomize(model).double().eval(), *args, **kwargs)
+        return make_case(name, randomize(model.double()).eval(), *args, **kwargs)
 
 
 def reference_cases() -> list[Case]:

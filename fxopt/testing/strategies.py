@@ -44,7 +44,7 @@ def generated_cases(draw: Draw, max_blocks: int = 4) -> Case:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         x = torch.randn(2, channels, side, side, dtype=torch.float64)
-        return make_case("generated", randomize(model).double().eval(), x)
+        return make_case("generated", randomize(model.double()).eval(), x)
 
 
 @st.composite

@@ -42,7 +42,7 @@ def cleaned(model, *inputs, **settings):
     """Runs the pass on a captured model and checks what always holds."""
     torch.manual_seed(0)
     inputs = inputs or (torch.randn(2, 4, 6, 6, dtype=F64),)
-    case = make_case("case", randomize(model).double().eval(), *inputs)
+    case = make_case("case", randomize(model.double()).eval(), *inputs)
     assert case.program.signature.batch
     program, result = run_pass(Cleanup(**settings), case)
     check_result(program)
@@ -486,7 +486,7 @@ REAL = {
 def test_real_architectures_with_their_strides(name):
     make, rules = REAL[name]
     torch.manual_seed(0)
-    case = make_case(name, randomize(make()).double().eval(), torch.randn(2, 3, 16, 16, dtype=F64))
+    case = make_case(name, randomize(make().double()).eval(), torch.randn(2, 3, 16, 16, dtype=F64))
     program, result = run_pass(Cleanup(), case)
     check_result(program)
     assert rules <= set(result.details)

@@ -21,7 +21,7 @@ CONTEXT = Context(find_target("cpu"))
 
 def randomized(model):
     torch.manual_seed(0)
-    return randomize(model).double().eval()
+    return randomize(model.double()).eval()
 
 
 def case_of(model, *shape):

@@ -37,7 +37,7 @@ def quantized(model, *batches, context=None, **fields):
 def roundings(program):
     """Names of the nodes whose values are rounded, and by what."""
     kinds = (FakeQuantize, FakeQuantizePerChannel)
-    return {node.args[0].name: program.leaf(node) for node in program.find(*kinds)}
+    return {_plain_name(node.args[0]): program.leaf(node) for node in program.find(*kinds)}
 
 
 def modules(program, kind):

