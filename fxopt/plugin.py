@@ -16,7 +16,15 @@ from fxopt.backends import (
 from fxopt.cost import Target
 from fxopt.errors import BackendError, CalibrationError, PassError
 from fxopt.hookspecs import hookimpl
-from fxopt.ir import Edit, LeafModule, PassResult, Program, is_aten, is_random
+from fxopt.ir import (
+    Edit,
+    LeafModule,
+    PassResult,
+    Program,
+    ScaledDotProductAttention,
+    is_aten,
+    is_random,
+)
 from fxopt.passes import Calibration, Context, Exact, Lossy, Pass, PassInfo
 
 __all__ = [
@@ -40,6 +48,7 @@ __all__ = [
     "PassInfo",
     "PassResult",
     "Program",
+    "ScaledDotProductAttention",
     "Target",
     "Tensors",
     "export_program",

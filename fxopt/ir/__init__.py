@@ -1,5 +1,6 @@
 """The canonical form: programs, their invariants, and the editor that keeps them."""
 
+from fxopt.ir.attention import ScaledDotProductAttention
 from fxopt.ir.edit import Edit
 from fxopt.ir.expected import Expected, expected_inputs
 from fxopt.ir.leaf import LeafModule, is_leaf, stored_bytes, tensor_bytes
@@ -15,6 +16,7 @@ __all__ = [
     "LeafModule",
     "PassResult",
     "Program",
+    "ScaledDotProductAttention",
     "Signature",
     "expected_inputs",
     "is_aten",

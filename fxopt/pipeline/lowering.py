@@ -227,7 +227,9 @@ def _race(timed: Sequence[_Candidate], job: LoweringJob) -> Latency:
         calls[candidate.name] = _caller(candidate, job.examples[0])
     job.progress(f"measuring {len(calls)} candidates for {job.name}")
     with torch.no_grad():
-        latencies = measure(calls, drop_above=_HOPELESS)
+        # with one candidate there is nothing to decide: two rounds are enough to report
+        rounds = 5 if len(timed) > 1 else 2
+        latencies = measure(calls, rounds=rounds, drop_above=_HOPELESS)
     for candidate in timed:
         latency = latencies[candidate.name]
         candidate.latency = latency

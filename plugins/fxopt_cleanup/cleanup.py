@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fxopt.plugin import Context, Edit, Exact, Pass, PassInfo, PassResult, Program
-from fxopt_cleanup import constants, dead, merge, noops
+from fxopt_cleanup import attention, constants, dead, merge, noops
 
 Step = Callable[[Program, Edit], Counter[str]]
 
@@ -53,7 +53,13 @@ class Cleanup(Pass):
 
     def _steps(self) -> tuple[Step, ...]:
         folding = constants.Folding(int(self.constant_mb * 2**20), self.parameters)
-        return (dead.remove_dead, noops.remove_noops, folding.fold, merge.merge_common)
+        return (
+            dead.remove_dead,
+            attention.use_operator,
+            noops.remove_noops,
+            folding.fold,
+            merge.merge_common,
+        )
 
 
 # The counts of the summary, for one and for several; all others are no-ops, by rule.
@@ -61,6 +67,7 @@ _WORDS = {
     "dead": ("dead", "dead"),
     "no-ops": ("no-op", "no-ops"),
     "views to reshapes": ("view to reshape", "views to reshapes"),
+    "attention": ("attention", "attentions"),
     "folded": ("folded", "folded"),
     "merged": ("merged", "merged"),
 }

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fxopt.cost import find_target
-from fxopt.ir import LeafModule
+from fxopt.frontend import capture_program
+from fxopt.ir import LeafModule, ScaledDotProductAttention
 from fxopt.passes import Context
 from fxopt.testing import check_pass, make_case, run_pass, worst_error
 from fxopt.testing.blocks import NO_OPS, NoOps, Shuffle
@@ -527,3 +528,17 @@ def test_the_summary_tells_what_was_done():
 @pytest.mark.parametrize("check", check_pass(Cleanup()), ids=str)
 def test_conformance(check):
     check()
+
+
+def test_attention_that_drops_weights_in_training_becomes_the_operator() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True).double().eval()
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    program = capture_program(layer, (x,), {})
+    assert list(program.find(ScaledDotProductAttention))
+    before = program(x)
+    Cleanup().run(program, CONTEXT)
+    program.verify()
+    assert not list(program.find(ScaledDotProductAttention))
+    assert list(program.find(aten.scaled_dot_product_attention.default))
+    torch.testing.assert_close(program(x), before, rtol=1e-12, atol=1e-12)

@@ -1,6 +1,5 @@
 """Properties of the exact passes, on random models."""
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 
 from fxopt.testing import worst_error
@@ -43,12 +42,3 @@ def test_passes_keep_their_word_alone_and_in_turn(case):
         hold_to_its_word(item, facts, tolerance, case, case.program.clone())
         hold_to_its_word(item, facts, tolerance, case, together)
     assert case.program.fingerprint() == original
-
-
-@pytest.mark.slow
-@settings(parent=settings.get_profile("default"), max_examples=300, deadline=None,
-          suppress_health_check=list(HealthCheck))  # fmt: skip
-@given(generated_cases(max_blocks=6))
-def test_passes_keep_their_word_on_many_models(case):
-    for item, facts, tolerance in PASSES:
-        hold_to_its_word(item, facts, tolerance, case, case.program.clone())

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from fxopt.frontend.attention import ScaledDotProductAttention
 from fxopt.frontend.keep import in_place, reads_training
 from fxopt.frontend.raising.context import Context, bind
 from fxopt.frontend.source import module_path
+from fxopt.ir import ScaledDotProductAttention
 
 aten = torch.ops.aten
 _DROPOUTS: dict[Any, type[nn.Module]] = {

@@ -1,12 +1,14 @@
-"""Attention with dropout in training: the one leaf module that is ours."""
+"""Attention with dropout in training: the one leaf module that capture itself brings."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from fxopt.ir.leaf import LeafModule
 
 
-class ScaledDotProductAttention(nn.Module):
+class ScaledDotProductAttention(LeafModule):
     """Scaled dot-product attention whose dropout follows the training flag.
 
     Args:
