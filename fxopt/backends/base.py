@@ -89,6 +89,21 @@ class Backend(ABC):
         """Why it cannot take ``program``; None when it can."""
         return None
 
+    def variants(self, target: Target, exact: bool) -> Sequence[Backend]:
+        """The settings of this backend that are worth racing against one another.
+
+        Args:
+            target: What is lowered for.
+            exact: Whether the program may change by rounding alone; what is lossy already may
+                as well be computed in a lower precision, as long as its drift stays in bounds.
+        """
+        return (self,)
+
+    @property
+    def label(self) -> str:
+        """What reports call this variant."""
+        return self.info.name
+
     @abstractmethod
     def lower(self, program: Program, inputs: Tensors, target: Target) -> Lowering:
         """Translates ``program``, whose inputs are all tensors, for ``target``.

@@ -100,7 +100,7 @@ class LoweredModule(LeafModule):
         return twin.train(self.training)
 
     def extra_repr(self) -> str:
-        return f"backend={self._backend.info.name}"
+        return f"backend={self._backend.label}"
 
 
 def _forget(module: nn.Module, _keys: object) -> None:

@@ -20,6 +20,7 @@ from fxopt.pipeline.compare import compare
 from fxopt.report import CandidateRecord, RegionRecord
 
 ORIGINAL = "original"
+EXACT = "exact"
 
 # Integer kernels round where the simulation of a lossy program does not, so the lowered program
 # may drift from the original a little more than the simulated one, but not more than this.
@@ -44,6 +45,11 @@ class Version:
     program: Program
     tolerance: float
     reference: Sequence[Sequence[Any]]
+
+    @property
+    def exact(self) -> bool:
+        """Whether only rounding sets it apart from the original."""
+        return self.name == EXACT
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class _Candidate:
 
 def exact_version(program: Program, reference: Sequence[Sequence[Any]]) -> Version:
     """A program whose lowering may differ from the original's outputs by rounding alone."""
-    return Version("exact", program, _rounding(reference), reference)
+    return Version(EXACT, program, _rounding(reference), reference)
 
 
 def lossy_version(
@@ -130,7 +136,12 @@ def lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     reverted to. The original model runs in the same race, so the result is never slower than
     that: when nothing beats it, the program is emitted as it is.
     """
-    candidates = [_build(version, backend, job) for version in versions for backend in job.backends]
+    candidates = [
+        _build(version, variant, job)
+        for version in versions
+        for backend in job.backends
+        for variant in backend.variants(job.target, version.exact)
+    ]
     plain = _plain(versions[0], candidates, job)
     if plain not in candidates:
         candidates.append(plain)
@@ -143,7 +154,7 @@ def lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
 
 def _plain(version: Version, candidates: Sequence[_Candidate], job: LoweringJob) -> _Candidate:
     """The program as it is: what is kept when nothing on offer beats the original."""
-    native = {backend.info.name for backend in job.backends if backend.info.native}
+    native = {backend.label for backend in job.backends if backend.info.native}
     for candidate in candidates:
         is_native = candidate.record.backend in native and candidate.module is not None
         if candidate.version is version and is_native:
@@ -153,7 +164,7 @@ def _plain(version: Version, candidates: Sequence[_Candidate], job: LoweringJob)
 
 
 def _build(version: Version, backend: Backend, job: LoweringJob) -> _Candidate:
-    name, start = backend.info.name, time.perf_counter()
+    name, start = backend.label, time.perf_counter()
     candidate = _Candidate(version, CandidateRecord(name, version.name))
     late = job.deadline is not None and time.monotonic() > job.deadline
     reason = "time limit" if late else backend.unsupported(version.program, job.target)

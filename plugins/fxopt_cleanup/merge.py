@@ -84,7 +84,7 @@ def _frozen(value: Any) -> Hashable:
         return ("slice", _frozen((value.start, value.stop, value.step)))
     if isinstance(value, fx.Node):
         return value
-    return (type(value).__name__, repr(value))
+    return repr(value)
 
 
 def _both_returned(program: Program, node: fx.Node, earlier: fx.Node) -> bool:

@@ -56,11 +56,9 @@ def channels_are_dim_1(program: Program, node: fx.Node) -> bool:
 
     Not so for a linear layer on more than two dimensions, nor for a convolution without a batch.
     """
-    return bool(node.meta["val"].dim() == _spatial(program.leaf(node)) + 2)
-
-
-def _spatial(leaf: Any) -> int:
-    return 0 if isinstance(leaf, nn.Linear) else len(leaf.kernel_size)
+    leaf: Any = program.leaf(node)
+    # a weight has a dimension for the outputs where the result has one for the batch
+    return bool(node.meta["val"].dim() == leaf.weight.dim())
 
 
 def pads_with_other_values(leaf: Any) -> bool:
@@ -76,6 +74,9 @@ def pads_with_other_values(leaf: Any) -> bool:
 
 
 def taps_differ(leaf: Any) -> bool:
-    """Whether the outputs of a transposed convolution see different numbers of taps."""
+    """Whether the outputs of a transposed convolution see different numbers of taps.
+
+    Its padding crops outputs; its output padding adds some that see no tap at all.
+    """
     single = all(size == 1 for size in (*leaf.kernel_size, *leaf.stride))
-    return not single or any((*leaf.padding, *leaf.output_padding))
+    return not single or any(leaf.output_padding)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import fx
@@ -14,6 +14,9 @@ from fxopt.plugin import Backend, BackendInfo, Program, Target, Tensors, is_rand
 from fxopt_openvino.convert import OpenVINOLowering
 from fxopt_openvino.tensors import TAKEN
 
+Precision = Literal["f32", "bf16"]
+
+_BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
 _EXTRA = "pip install 'fxopt[openvino]'"
 
 
@@ -21,12 +24,28 @@ _EXTRA = "pip install 'fxopt[openvino]'"
 class OpenVINO(Backend):
     """Lowers a program to the CPU plugin of OpenVINO.
 
-    Floating-point operations are computed in float32: on CPUs that have bfloat16 the runtime
-    would use that unasked, and a program that only exact passes have seen may not change.
-    Operations between fake quantizers run in int8.
+    Operations between fake quantizers run in int8, the others in ``precision``. On CPUs that have
+    bfloat16 the runtime would use that unasked, but a program that only exact passes have seen
+    may not change; where a pass was lossy already, bfloat16 is offered as a variant.
+
+    Attributes:
+        precision: What floating-point operations are computed in.
     """
 
+    precision: Precision = "f32"
+
     info: ClassVar[BackendInfo] = BackendInfo(name="openvino", targets=("cpu",), extra=_EXTRA)
+
+    @property
+    def label(self) -> str:
+        """The name, with the precision where it is not float32."""
+        return self.info.name if self.precision == "f32" else f"{self.info.name} {self.precision}"
+
+    def variants(self, target: Target, exact: bool) -> Sequence[Backend]:
+        """Float32; for lossy programs bfloat16 as well, where the CPU has instructions for it."""
+        if exact or not _BF16_FEATURES & set(target.features):
+            return (self,)
+        return (self, replace(self, precision="bf16"))
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here; None when it can."""
@@ -40,7 +59,7 @@ class OpenVINO(Backend):
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> OpenVINOLowering:
         """Translates ``program``, once for all batch sizes where that is possible."""
-        return OpenVINOLowering(program, inputs, target)
+        return OpenVINOLowering(program, inputs, target, self.precision)
 
 
 def _obstacles(program: Program, target: Target) -> Iterator[str]:

@@ -24,13 +24,15 @@ class OpenVINOLowering(Lowering):
         program: What to convert.
         inputs: Inputs to export it with.
         target: Says how many threads a call may use.
+        precision: What floating-point operations are computed in.
 
     Raises:
         BackendError: Neither way of converting works.
     """
 
-    def __init__(self, program: Program, inputs: Tensors, target: Target) -> None:
+    def __init__(self, program: Program, inputs: Tensors, target: Target, precision: str) -> None:
         self._program = program
+        self._precision = precision
         self._target = target
         self._any_batch = self._convert_for_any_batch(inputs)
         self._fixed = None if self._any_batch else (_shapes(inputs), self._convert(inputs))
@@ -43,10 +45,13 @@ class OpenVINOLowering(Lowering):
         """
         if self._any_batch is not None:
             try:
-                return OpenVINOExecutable(_reshaped(self._any_batch, inputs), self._target.threads)
+                return self._executable(_reshaped(self._any_batch, inputs))
             except Exception:  # noqa: BLE001 - whatever the runtime raises, the other way is left
                 self._any_batch = None
-        return OpenVINOExecutable(self._model_for(inputs), self._target.threads)
+        return self._executable(self._model_for(inputs))
+
+    def _executable(self, model: openvino.Model) -> OpenVINOExecutable:
+        return OpenVINOExecutable(model, self._target.threads, self._precision)
 
     def _model_for(self, inputs: Tensors) -> openvino.Model:
         if self._fixed is None or self._fixed[0] != _shapes(inputs):

@@ -26,13 +26,14 @@ class OpenVINOExecutable(Executable):
     Args:
         model: A model all of whose shapes are known.
         threads: How many threads a call may use.
+        precision: What floating-point operations are computed in: ``f32`` or ``bf16``.
 
     Raises:
         BackendError: OpenVINO cannot compile it.
     """
 
-    def __init__(self, model: openvino.Model, threads: int) -> None:
-        self._compiled = _compile(model, threads)
+    def __init__(self, model: openvino.Model, threads: int, precision: str) -> None:
+        self._compiled = _compile(model, threads, precision)
         self._outputs = [
             (tuple(output.shape), to_torch_dtype(output.element_type))
             for output in self._compiled.outputs
@@ -71,13 +72,13 @@ class OpenVINOExecutable(Executable):
             return self._compiled.create_infer_request()
 
 
-def _compile(model: openvino.Model, threads: int) -> openvino.CompiledModel:
+def _compile(model: openvino.Model, threads: int, precision: str) -> openvino.CompiledModel:
     import openvino
 
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }
     try:
         return openvino.Core().compile_model(model, "CPU", settings)

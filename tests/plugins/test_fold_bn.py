@@ -134,6 +134,11 @@ BEFORE = {
     "conv3d": (nn.BatchNorm3d(2, affine=False), nn.Conv3d(2, 4, 2), (2, 2, 3, 3, 3)),
     "linear": (nn.BatchNorm1d(5), nn.Linear(5, 4), (3, 5)),
     "linear without bias": (nn.BatchNorm1d(5), nn.Linear(5, 4, bias=False), (3, 5)),
+    "transposed with one tap, cropped": (
+        nn.BatchNorm2d(3),
+        nn.ConvTranspose2d(3, 4, 1, padding=1),
+        (2, 3, 5, 5),
+    ),
     "transposed with one tap": (
         nn.BatchNorm2d(4),
         nn.ConvTranspose2d(4, 6, 1, groups=2),
@@ -165,6 +170,11 @@ def test_padding_with_the_values_themselves_commutes_with_a_norm(mode):
 
 
 REFUSED = {
+    "before a transposed with outputs that see nothing": (
+        nn.Sequential(nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 4, 1, dilation=2, output_padding=1)),
+        (2, 3, 5, 5),
+        "different numbers of taps",
+    ),
     "zeros in the padding": (
         nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)),
         (2, 3, 5, 5),
