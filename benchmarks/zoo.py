@@ -28,6 +28,7 @@ def build(name: str, batch: int) -> tuple[nn.Module, Inputs]:
 
     model = torchvision.models.get_model(name, weights=None).eval()
     vary_batch_norms(model)
+    fill_heads(model)
     return model, (torch.randn(batch, 3, 224, 224),)
 
 
@@ -39,6 +40,14 @@ def vary_batch_norms(model: nn.Module) -> None:
             size = module.num_features
             module.running_mean.copy_(torch.randn(size, generator=generator) * 0.1)
             module.running_var.copy_(torch.rand(size, generator=generator) + 0.5)
+
+
+def fill_heads(model: nn.Module) -> None:
+    """Random weights where a fresh net has zeros: with those its output tells nothing."""
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            module.weight.data.normal_(std=0.02, generator=generator)
 
 
 def _bert(batch: int) -> tuple[nn.Module, Inputs]:

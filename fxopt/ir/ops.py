@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 _SIZE_MODULES = {operator.__name__, "_operator", builtins.__name__, math.__name__}
+_PROBABILITIES = ("p", "dropout_p", "dropout")
 _RANDOM_TAG = torch.Tag.nondeterministic_seeded
 
 
@@ -34,6 +35,21 @@ def is_size_arithmetic(target: Callable[..., Any] | str) -> bool:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether two equal calls of ``node`` may differ, so that they must not be merged."""
+    """Whether two equal calls of ``node`` may differ, so that they must not be merged.
+
+    An operator that only drops something does not, where it drops nothing: outside training, or
+    with a probability of zero.
+    """
     target = node.target
-    return isinstance(target, torch._ops.OpOverload) and _RANDOM_TAG in target.tags
+    if not isinstance(target, torch._ops.OpOverload) or _RANDOM_TAG not in target.tags:
+        return False
+    given = _arguments(node, target)
+    idle = given.get("train") is False or any(given.get(name) == 0 for name in _PROBABILITIES)
+    return not idle
+
+
+def _arguments(node: fx.Node, target: torch._ops.OpOverload) -> dict[str, Any]:
+    schema = target._schema.arguments
+    given = {a.name: a.default_value for a in schema if a.has_default_value()}
+    given |= {a.name: value for a, value in zip(schema, node.args, strict=False)}
+    return given | node.kwargs

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import InputError
-from fxopt.ir import Program, Signature
+from fxopt.ir import Program, Signature, is_random
 from tests.building import Builder, aten, image, small_cnn
 
 GOLDEN = """\
@@ -181,3 +181,23 @@ def test_keyword_inputs_come_in_any_order():
 def test_another_structure_is_an_input_error(args, kwargs):
     with pytest.raises(InputError, match="another structure"):
         keyword_program().call(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "random"),
+    [
+        (aten.scaled_dot_product_attention.default, (), False),
+        (aten.scaled_dot_product_attention.default, (None, 0.1), True),
+        (aten.dropout.default, (0.5, True), True),
+        (aten.dropout.default, (0.5, False), False),
+        (aten.dropout.default, (0.0, True), False),
+        (aten.bernoulli.default, (), True),
+        (aten.relu.default, (), False),
+    ],
+)
+def test_what_drops_nothing_is_not_random(target, arguments, random):
+    graph = torch.fx.Graph()
+    tensors = 3 if "attention" in str(target) else 1
+    inputs = [graph.placeholder(f"x{index}") for index in range(tensors)]
+    node = graph.call_function(target, (*inputs, *arguments))
+    assert is_random(node) is random

@@ -451,9 +451,24 @@ def test_a_copy_that_something_strict_needs_stays():
 
 
 def test_a_copy_whose_layout_the_user_sees_stays():
-    program, result = cleaned(Calls(lambda m, x: torch.relu(x.transpose(2, 3).contiguous())))
-    assert not result.changed
-    assert program(torch.randn(2, 4, 6, 6, dtype=F64))[0].is_contiguous()
+    b = Builder(conv=nn.Conv2d(4, 4, 1))
+    x = b.call("conv", b.input("x", 2, 4, 6, 6))
+    x = b.call(aten.contiguous.default, x)
+    program = b.program(b.call(aten.relu.default, x))
+    assert not clean(program).changed
+    strided = torch.randn(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
+    assert program(strided)[0].is_contiguous()
+
+
+def test_arithmetic_that_makes_a_result_dense_stays():
+    b = Builder()
+    x = b.call(aten.slice.Tensor, b.input("x", 2, 4, 6), 1, 0, 4, 2)
+    x = b.call(aten.mul.Tensor, x, 1)
+    program = b.program(b.call(aten.relu.default, x))
+    assert not clean(program).changed
+    b = Builder()
+    x = b.call(aten.mul.Tensor, b.call(aten.neg.default, b.input("x", 2, 4, 6)), 1)
+    assert clean(b.program(b.call(aten.relu.default, x))).details["neutral"] == 1
 
 
 def test_a_copy_to_another_memory_format_stays():
