@@ -30,7 +30,8 @@ _ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
     nn.Hardswish,
     nn.GELU,
     nn.Sigmoid,
-    lambda: nn.ReLU(inplace=True),
+    # not on the model's own input, which a model must not change
+    lambda: nn.Sequential(nn.Tanh(), nn.ReLU(inplace=True)),
     lambda: nn.LeakyReLU(0.1),
 )
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -69,10 +70,12 @@ def batch_norm(draw: Draw, channels: int, dims: int = 2) -> nn.Module:
     return cls(channels, eps=eps, affine=affine, track_running_stats=tracked)
 
 
-def same_conv(draw: Draw, channels: int) -> nn.Module:
+def same_conv(draw: Draw, channels: int, side: int) -> nn.Module:
     """A convolution that keeps channels and side."""
     kernel = draw(st.sampled_from((1, 3)), label="kernel")
-    mode: Any = "zeros" if kernel == 1 else draw(st.sampled_from(_PADDING_MODES), label="mode")
+    mode: Any = (
+        "zeros" if kernel == 1 or side == 1 else draw(st.sampled_from(_PADDING_MODES), label="mode")
+    )
     groups = draw(st.sampled_from((1, 2, channels)), label="groups")
     padding: Any = draw(st.sampled_from((kernel // 2, "same")), label="padding")
     bias = draw(st.booleans(), label="bias")
@@ -123,16 +126,16 @@ def _activation(draw: Draw) -> nn.Module:
     return draw(st.sampled_from(_ACTIVATIONS), label="activation")()
 
 
-def _same_body(draw: Draw, channels: int) -> nn.Module:
-    return nn.Sequential(same_conv(draw, channels), batch_norm(draw, channels))
+def _same_body(draw: Draw, channels: int, side: int) -> nn.Module:
+    return nn.Sequential(same_conv(draw, channels, side), batch_norm(draw, channels))
 
 
 def _residual(draw: Draw, channels: int, side: int) -> Block:
-    return blocks.Residual(_same_body(draw, channels)), channels, side
+    return blocks.Residual(_same_body(draw, channels, side)), channels, side
 
 
 def _concat(draw: Draw, channels: int, side: int) -> Block:
-    first, second = _same_body(draw, channels), same_conv(draw, channels)
+    first, second = _same_body(draw, channels, side), same_conv(draw, channels, side)
     joined = nn.Sequential(blocks.Concat(first, second), nn.Conv2d(2 * channels, channels, 1))
     return joined, channels, side
 
@@ -143,11 +146,11 @@ def _half(draw: Draw, channels: int, side: int) -> Block:
 
 def _twice(draw: Draw, channels: int, side: int) -> Block:
     norms = [batch_norm(draw, channels) for _ in range(draw(st.integers(0, 2), label="norms"))]
-    return blocks.Twice(same_conv(draw, channels), *norms), channels, side
+    return blocks.Twice(same_conv(draw, channels, side), *norms), channels, side
 
 
 def _fork(draw: Draw, channels: int, side: int) -> Block:
-    return blocks.Fork(same_conv(draw, channels), batch_norm(draw, channels)), channels, side
+    return blocks.Fork(same_conv(draw, channels, side), batch_norm(draw, channels)), channels, side
 
 
 def _pool(draw: Draw, channels: int, side: int) -> Block:

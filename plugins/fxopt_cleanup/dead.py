@@ -32,10 +32,7 @@ def remove_dead(program: Program, edit: Edit) -> Counter[str]:
     Random operations go too: random numbers that nobody uses are no part of the outputs.
     """
     dead = dead_nodes(program)
-    ends = [node for node in dead if not node.users]
-    for node in ends:
-        if edit.exhausted:
-            break
+    for node in [node for node in dead if not node.users]:
         edit.remove(node)
     return Counter(dead=0 if edit.exhausted else len(dead))
 

@@ -149,7 +149,8 @@ def test_one_tensor_under_two_names_is_read_once():
 def test_arguments_that_differ_are_told_from_each_other(operator, one, other):
     b = Builder()
     x = b.input("x", 4, 4, dtype=torch.int32)
-    program = b.program(*(b.call(operator, x, argument) for argument in (one, other)))
+    results = [b.call(operator, x, argument) for argument in (one, other)]
+    program = b.program(*(b.call(aten.neg.default, result) for result in results))
     assert not clean(program).changed
 
 
@@ -374,6 +375,11 @@ NOT_NO_OPS = {
     "a cycle of dimensions": lambda b, x: b.call(
         aten.permute.default, b.call(aten.permute.default, x, [0, 2, 3, 1]), [0, 2, 3, 1]
     ),
+    "transpositions that would cancel out in another order": lambda b, x: b.call(
+        aten.permute.default,
+        b.call(aten.transpose.int, b.call(aten.transpose.int, x, 1, 2), 2, 3),
+        [0, 2, 3, 1],
+    ),
     "views with a transposition between": lambda b, x: b.call(
         aten.reshape.default,
         b.call(aten.transpose.int, b.call(aten.view.default, x, [-1, 2, 2, 4, 4]), 1, 2),
@@ -392,13 +398,26 @@ NOT_NO_OPS = {
 @pytest.mark.parametrize("name", NOT_NO_OPS)
 def test_what_does_something_stays(name):
     b = Builder()
-    program = b.program(NOT_NO_OPS[name](b, b.call(aten.relu.default, b.input("x", 2, 4, 4, 4))))
+    result = NOT_NO_OPS[name](b, b.call(aten.relu.default, b.input("x", 2, 4, 4, 4)))
+    program = b.program(b.call(aten.neg.default, result))
     x = torch.randn(2, 4, 4, 4)
     expected, count = program(x)[0], len(program.nodes)
     clean(program)
     assert len(program.nodes) == count
     assert program(x)[0].dtype == expected.dtype
     assert torch.equal(program(x)[0], expected)
+
+
+def test_a_chain_of_permutations_cancels_out():
+    b = Builder()
+    x = b.call(aten.relu.default, b.input("x", 2, 3, 4, 5))
+    y = b.call(aten.transpose.int, b.call(aten.transpose.int, x, 1, 2), 2, 3)
+    y = b.call(aten.permute.default, y, [0, 3, 1, 2])
+    program = b.program(b.call(aten.neg.default, y))
+    inputs = torch.randn(2, 3, 4, 5)
+    expected = program(inputs)[0]
+    assert clean(program).details == {"permute": 1}
+    assert torch.equal(program(inputs)[0], expected)
 
 
 # -- memory and its layout ---------------------------------------------------------------------
@@ -426,6 +445,15 @@ def contiguous_then(function):
     x = b.call("conv", b.input("x", 2, 4, 6, 6))
     x = function(b, b.call(aten.contiguous.default, x))
     return b.program(b.call("head", x))
+
+
+def test_a_view_after_two_copies_is_turned_once():
+    def function(b, x):
+        other = b.call(aten.contiguous.default, b.call(aten.neg.default, x))
+        both = b.call(aten.add.Tensor, x, other)
+        return b.call(aten.view.default, both, [-1, 144])
+
+    assert clean(contiguous_then(function)).details == {"copy": 2, "views to reshapes": 1}
 
 
 def test_a_program_without_its_copies_takes_other_memory_formats():
