@@ -84,17 +84,17 @@ def _project(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 def _network(block: type[Block] | type[Separable]) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1, bias=False),
-        nn.BatchNorm2d(32),
+        nn.Conv2d(1, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
         nn.ReLU(inplace=True),
+        block(16, 16, 1),
+        block(16, 32, 2),
         block(32, 32, 1),
         block(32, 64, 2),
         block(64, 64, 1),
-        block(64, 128, 2),
-        block(128, 128, 1),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(128, 10),
+        nn.Linear(64, 10),
     )
 
 
