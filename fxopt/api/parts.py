@@ -36,11 +36,11 @@ def optimize_parts(
     Raises:
         CaptureError: No part can be captured either.
     """
-    outcome = _attempt(model, inputs, request)
+    outcome = _Attempt(model, inputs, request)
     broken = outcome.breaks(request)
     if broken is not None:
         exact = tuple(p for p in request.passes if isinstance(p.info.fidelity, Exact))
-        outcome = _attempt(model, inputs, replace(request, passes=exact, calibration=None))
+        outcome = _Attempt(model, inputs, replace(request, passes=exact, calibration=None))
         outcome.notes.append(f"lossy passes were rolled back on all parts: {broken}")
     return outcome.module.attach(outcome.report(model, request, why))
 
@@ -111,10 +111,6 @@ class _Attempt:
             yield f"{name} stayed Python: {reason}"
         for name, program in self.capture.parts.items():
             yield from (f"{name}: {note}" for note in program.notes)
-
-
-def _attempt(model: nn.Module, inputs: Call, request: Request) -> _Attempt:
-    return _Attempt(model, inputs, request)
 
 
 class _PartBatches:
