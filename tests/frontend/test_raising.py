@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.frontend.support import captured, functions, leaves, randn
+from tests.frontend.support import assert_agrees, captured, functions, leaves, randn
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, 2, 1, groups=2), (2, 4, 9), "Conv1d"),
@@ -216,6 +216,18 @@ def test_old_weight_and_spectral_norm() -> None:
     model.double()(randn(2, 4))  # leaves a weight with a history, which deepcopy refuses
     program = captured(model, randn(2, 4))
     assert functions(program).count("aten.linear.default") == 2
+
+
+def test_views_take_any_layout() -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            flat = x.contiguous().view(x.size(0), -1)
+            return flat, flat.contiguous().view_as(x)
+
+    model, x = Net(), randn(2, 3, 4, 5)
+    program = captured(model, x)
+    assert_agrees(program, model, x.contiguous(memory_format=torch.channels_last))
+    assert not [name for name in functions(program) if "view" in name]
 
 
 def test_a_lone_layer() -> None:

@@ -32,6 +32,7 @@ from fxopt.frontend.raising.training import (
     raise_kept,
     raise_softmax,
 )
+from fxopt.frontend.raising.views import RELAXED, relax_view
 
 aten = torch.ops.aten
 Raiser = Callable[[Context, Node], None]
@@ -71,4 +72,5 @@ RAISERS: dict[Any, Raiser] = {
     aten.scaled_dot_product_attention.default: raise_attention,
     aten.softmax.int: raise_softmax,
     keep._opoverload: raise_kept,
+    **dict.fromkeys(RELAXED, relax_view),
 }
