@@ -28,6 +28,7 @@ from fxopt.pipeline import (
     lossy_version,
     lower,
     plan,
+    reduced_version,
     run_flat,
 )
 from fxopt.report import PassRecord
@@ -87,9 +88,7 @@ def optimize_subject(subject: Subject, request: Request) -> Optimized:
     before = None if request.evaluate is None else score_of(request.evaluate, subject.model)
     outcome = _run_passes(subject, request, examples, calibration, before)
     original = exact_version(outcome.exact, [run_flat(subject.program, flat) for flat in examples])
-    versions = [original]
-    if outcome.program is not outcome.exact:
-        versions.append(lossy_version(outcome.program, original, examples, request.max_drift))
+    versions = _versions(outcome, original, examples, request)
     gate = _Gate(subject, request, before, list(_calls(subject, calibration)))
     lowered = lower(versions, _job(subject, request, examples, gate))
     records = _settled(outcome.records, lowered, versions)
@@ -103,6 +102,22 @@ def optimize_subject(subject: Subject, request: Request) -> Optimized:
         score_before=before,
         score_after=gate.score(lowered.module),
     )
+
+
+def _versions(
+    outcome: Outcome, original: Version, examples: Sequence[Sequence[Any]], request: Request
+) -> list[Version]:
+    """What may be lowered, from the exact program to what all passes together have made.
+
+    Where a drift is allowed, be it by ``max_drift`` or by a lossy pass, the exact program may run
+    in a lower precision too.
+    """
+    if outcome.program is not outcome.exact:
+        lossy = lossy_version(outcome.program, original, examples, request.max_drift)
+        return [original, reduced_version(original, lossy.tolerance), lossy]
+    if request.max_drift:
+        return [original, reduced_version(original, request.max_drift)]
+    return [original]
 
 
 def example_batches(subject: Subject) -> list[list[Any]]:

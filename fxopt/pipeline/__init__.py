@@ -19,6 +19,7 @@ from fxopt.pipeline.lowering import (
     exact_version,
     lossy_version,
     lower,
+    reduced_version,
     run_flat,
 )
 from fxopt.pipeline.manager import Outcome, PassManager
@@ -48,5 +49,6 @@ __all__ = [
     "lossy_version",
     "lower",
     "plan",
+    "reduced_version",
     "run_flat",
 ]

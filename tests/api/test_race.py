@@ -133,3 +133,40 @@ def test_slower_than_the_original_is_not_kept(model, x, plugins):
     fast = fxopt.optimize(model, (x,), backends=["slow"])
     assert fast.report.regions[0].chosen.backend != "slow"
     assert not fast.lowered()
+
+
+@dataclass(frozen=True)
+class Coarse(Backend):
+    """Exact, or in a variant of less precision."""
+
+    info = BackendInfo("coarse", ("cpu",))
+    error: float = 0.0
+
+    @property
+    def label(self):
+        return "coarse" if self.error else "fine"
+
+    def variants(self, target, exact):
+        return [self] if exact else [self, Coarse(error=0.01)]
+
+    def lower(self, program, inputs, target):
+        return Compile(lambda *x: tuple(t * (1 + self.error) for t in program.module(*x)))
+
+
+@pytest.mark.parametrize(("limit", "reason"), [(0.02, ""), (0.001, "output error")])
+def test_a_drift_that_is_allowed_lets_less_precise_variants_race(model, x, plugins, limit, reason):
+    plugins(backends=[Coarse])
+    fast = fxopt.optimize(model, (x,), backends=["coarse"], max_drift=limit)
+    candidates = fast.report.regions[0].candidates
+    tried = {(c.backend, c.version): c for c in candidates}
+    assert {("fine", "exact"), ("coarse", "reduced")} <= set(tried)
+    assert ("fine", "reduced") not in tried
+    assert reason in tried["coarse", "reduced"].reason
+    with torch.no_grad():
+        assert (fast(x) - model(x)).norm() <= limit * model(x).norm()
+
+
+def test_without_a_drift_only_exact_variants_race(model, x, plugins):
+    plugins(backends=[Coarse])
+    fast = fxopt.optimize(model, (x,), backends=["coarse"])
+    assert {c.backend for c in fast.report.regions[0].candidates} == {"fine", "torch"}

@@ -1,0 +1,22 @@
+"""Lowering: versions of a program, candidates for running them, and the race between those."""
+
+from fxopt.pipeline.lowering.job import LoweringJob
+from fxopt.pipeline.lowering.lower import Lowered, lower
+from fxopt.pipeline.lowering.version import (
+    Version,
+    exact_version,
+    lossy_version,
+    reduced_version,
+    run_flat,
+)
+
+__all__ = [
+    "Lowered",
+    "LoweringJob",
+    "Version",
+    "exact_version",
+    "lossy_version",
+    "lower",
+    "reduced_version",
+    "run_flat",
+]

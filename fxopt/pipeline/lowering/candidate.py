@@ -1,0 +1,113 @@
+"""One way to run one version: built in this process, checked on the examples, and timed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from fxopt.cost import Latency
+from fxopt.emit import OptimizedModule, emit
+from fxopt.errors import FxoptError
+from fxopt.ir import Program
+from fxopt.pipeline.compare import compare
+from fxopt.pipeline.lowering.assignment import Assignment
+from fxopt.pipeline.lowering.job import LoweringJob
+from fxopt.pipeline.lowering.version import Version
+from fxopt.report import CandidateRecord
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A version and an assignment of backends, and what has come of it so far.
+
+    Attributes:
+        version: What is lowered.
+        assignment: Which backend takes what.
+        record: For the report; its reason says why the candidate is out, where it is.
+        module: The emitted module, once built and found right.
+        latency: Once raced.
+    """
+
+    version: Version
+    assignment: Assignment
+    record: CandidateRecord = field(init=False)
+    module: OptimizedModule | None = None
+    latency: Latency | None = None
+
+    def __post_init__(self) -> None:
+        self.record = CandidateRecord(self.assignment.label, self.version.name)
+
+    @property
+    def name(self) -> str:
+        """Unique among the candidates of a job."""
+        return f"{self.record.backend}/{self.version.name}"
+
+    @property
+    def median(self) -> float:
+        """Milliseconds; infinite before the race."""
+        return self.latency.median if self.latency is not None else float("inf")
+
+    def note(self, **changes: Any) -> None:
+        """Changes fields of the record."""
+        self.record = replace(self.record, **changes)
+
+    def drop(self, reason: str) -> None:
+        """Takes it out, for a reason."""
+        self.module = None
+        self.note(reason=reason)
+
+    def call(self, flat: Sequence[Any]) -> Callable[[], object]:
+        """Calls the module as the user does, on flat inputs."""
+        assert self.module is not None
+        module = self.module
+        args, kwargs = arguments(self.version.program, flat)
+        return lambda: module(*args, **kwargs)
+
+
+def build(candidate: Candidate, job: LoweringJob) -> None:
+    """Lowers, emits and runs a candidate on the first example; what fails drops out."""
+    start = time.perf_counter()
+    try:
+        program = candidate.assignment.applied(candidate.version.program, job.target)
+        candidate.module = emit(program, job.argument_names)
+        error = output_error(candidate, job.examples[0], 0)
+    except Exception as failure:  # noqa: BLE001 - a plugin may raise anything; it is reported
+        candidate.drop(describe(failure))
+    else:
+        candidate.note(error=error, precisions=_precisions(candidate.module))
+        if not error <= candidate.version.tolerance:
+            candidate.drop(f"output error {error:.1e} is over {candidate.version.tolerance:.1e}")
+    candidate.note(seconds=time.perf_counter() - start)
+
+
+def output_error(candidate: Candidate, flat: Sequence[Any], index: int) -> float:
+    """Relative output error of a built candidate on the example number ``index``."""
+    with torch.no_grad():
+        outputs = candidate.call(flat)()
+    flat_outputs = torch.utils._pytree.tree_leaves(outputs)
+    reference = torch.utils._pytree.tree_leaves(list(candidate.version.reference[index]))
+    return compare(flat_outputs, reference).error
+
+
+def arguments(program: Program, flat: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Flat inputs as the user's positional and keyword arguments."""
+    args, kwargs = torch.utils._pytree.tree_unflatten(list(flat), program.signature.in_spec)
+    return args, kwargs
+
+
+def describe(error: Exception) -> str:
+    """An exception in one line."""
+    first = str(error).strip().splitlines()[:1] or [""]
+    return error.what if isinstance(error, FxoptError) else f"{type(error).__name__}: {first[0]}"
+
+
+def _precisions(module: OptimizedModule) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for lowered in module.lowered():
+        counts += lowered.precisions()
+    return dict(counts)

@@ -1,0 +1,44 @@
+"""What lowering needs to know besides the programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fxopt.backends import Backend
+from fxopt.cost import Target
+from fxopt.emit import OptimizedModule
+
+
+@dataclass(frozen=True)
+class LoweringJob:
+    """What lowering needs to know.
+
+    Attributes:
+        name: What the report calls the region.
+        target: What to lower for.
+        backends: What may be tried.
+        examples: Flat example inputs, one or two batch sizes; the first one is timed.
+        original: Calls the user's own model on the first example.
+        argument_names: Names of the positional arguments of the user's ``forward``.
+        accept: Says why an emitted module must not be used after all; None when it may.
+        deadline: ``time.monotonic()`` at which no further candidate is begun.
+        progress: Takes a line to show.
+    """
+
+    name: str
+    target: Target
+    backends: Sequence[Backend]
+    examples: Sequence[Sequence[Any]]
+    original: Callable[[], object]
+    argument_names: Sequence[str] = ()
+    accept: Callable[[OptimizedModule], str | None] = lambda module: None
+    deadline: float | None = None
+    progress: Callable[[str], None] = lambda line: None
+
+    @property
+    def late(self) -> bool:
+        """Whether the time limit has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline

@@ -1,0 +1,90 @@
+"""Lowering: every way to run a program that is on offer is tried, and the fastest one kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fxopt.cost import Latency
+from fxopt.emit import OptimizedModule, emit
+from fxopt.pipeline.lowering.assignment import Assignment
+from fxopt.pipeline.lowering.candidate import Candidate, build
+from fxopt.pipeline.lowering.job import LoweringJob
+from fxopt.pipeline.lowering.offers import offers
+from fxopt.pipeline.lowering.race import first_right, race
+from fxopt.pipeline.lowering.version import Version
+from fxopt.report import RegionRecord
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The outcome.
+
+    Attributes:
+        module: The emitted module.
+        version: Name of the version that it runs.
+        record: For the report.
+        before: Latency of the original.
+        after: Latency of ``module``.
+    """
+
+    module: OptimizedModule
+    version: str
+    record: RegionRecord
+    before: Latency
+    after: Latency
+
+
+def lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
+    """Tries each version on each backend and keeps the fastest one that is right.
+
+    The last of ``versions`` is what the passes made; the ones before it are what it can be
+    reverted to. The original model runs in the same race, so the result is never slower than
+    that: when nothing beats it, the program is emitted as it is.
+    """
+    candidates = offers(versions, job)
+    for candidate in candidates:
+        _try(candidate, job)
+    plain = _plain(versions[0], candidates, job)
+    if plain not in candidates:
+        candidates.append(plain)
+    timed = [candidate for candidate in candidates if candidate.module is not None]
+    before = race(timed, job)
+    timed.sort(key=lambda candidate: candidate.median)
+    winner = first_right(timed, plain, before, job)
+    return _outcome(winner, candidates, before, job)
+
+
+def _try(candidate: Candidate, job: LoweringJob) -> None:
+    if candidate.record.reason:
+        return
+    if job.late:
+        candidate.drop("time limit")
+        return
+    label, version = candidate.record.backend, candidate.version.name
+    job.progress(f"lowering {job.name} ({version}) with {label}")
+    build(candidate, job)
+
+
+def _plain(version: Version, candidates: Sequence[Candidate], job: LoweringJob) -> Candidate:
+    """The program as it is: what is kept when nothing on offer beats the original."""
+    for candidate in candidates:
+        is_native = candidate.assignment.native and candidate.module is not None
+        if candidate.version is version and is_native:
+            return candidate
+    plain = Candidate(version, Assignment(()))
+    plain.module = emit(version.program, job.argument_names)
+    return plain
+
+
+def _outcome(
+    winner: Candidate, candidates: Sequence[Candidate], before: Latency, job: LoweringJob
+) -> Lowered:
+    assert winner.module is not None
+    assert winner.latency is not None
+    operations = sum(n.op.startswith("call_") for n in winner.version.program.nodes)
+    ranked = sorted(candidates, key=lambda candidate: candidate.median)
+    record = RegionRecord(
+        job.name, operations, winner.record, tuple(candidate.record for candidate in ranked)
+    )
+    return Lowered(winner.module, winner.version.name, record, before, winner.latency)

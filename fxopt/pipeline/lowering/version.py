@@ -1,0 +1,84 @@
+"""The versions of a program that may be lowered, and how far each may be from the original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fxopt.ir import Program
+from fxopt.passes import Exact
+from fxopt.pipeline.compare import compare
+
+EXACT = "exact"
+REDUCED = "reduced"
+LOSSY = "lossy"
+
+# Integer kernels round where the simulation of a lossy program does not, so the lowered program
+# may drift from the original a little more than the simulated one, but not more than this.
+_LOSSY_SLACK = 1.25
+
+
+@dataclass(frozen=True)
+class Version:
+    """A program that may be lowered.
+
+    Attributes:
+        name: ``exact``; ``reduced``, the exact program computed in a lower precision; or
+            ``lossy``, what lossy passes have made.
+        program: What to lower.
+        tolerance: Relative output error against ``reference`` that lowering may show.
+        reference: Flat outputs to compare with, one tuple per example.
+    """
+
+    name: str
+    program: Program
+    tolerance: float
+    reference: Sequence[Sequence[Any]]
+
+    @property
+    def exact(self) -> bool:
+        """Whether only rounding sets it apart from the original."""
+        return self.name == EXACT
+
+
+def exact_version(program: Program, reference: Sequence[Sequence[Any]]) -> Version:
+    """A program whose lowering may differ from the original's outputs by rounding alone."""
+    return Version(EXACT, program, _rounding(reference), reference)
+
+
+def reduced_version(original: Version, tolerance: float) -> Version:
+    """The exact program again, which may be lowered to bfloat16 and the like.
+
+    Args:
+        original: The exact version.
+        tolerance: The drift that the caller allows.
+    """
+    return Version(REDUCED, original.program, tolerance, original.reference)
+
+
+def lossy_version(
+    program: Program, original: Version, examples: Sequence[Sequence[Any]], limit: float | None
+) -> Version:
+    """A program that drifts from ``original``, and whose lowering may drift little more."""
+    drifts = [
+        compare(run_flat(program, flat), reference).error
+        for flat, reference in zip(examples, original.reference, strict=True)
+    ]
+    tolerance = _LOSSY_SLACK * max(drifts) + original.tolerance
+    if limit is not None:
+        tolerance = min(tolerance, limit)
+    return Version(LOSSY, program, tolerance, original.reference)
+
+
+def run_flat(program: Program, flat: Sequence[Any]) -> tuple[Any, ...]:
+    """The flat outputs of a program, computed without gradients."""
+    with torch.no_grad():
+        return program(*flat)
+
+
+def _rounding(outputs: Sequence[Sequence[Any]]) -> float:
+    tensors = [o for flat in outputs for o in flat if isinstance(o, torch.Tensor)]
+    return max((Exact().tolerance(t.dtype) for t in tensors), default=0.0)
