@@ -56,7 +56,10 @@ class Executable(ABC):
         """Runs the code. Inputs are those it was compiled for, in shape and dtype."""
 
     def kernels(self) -> tuple[Kernel, ...]:
-        """Which operations there are in the lowered code; empty when it cannot be told."""
+        """Which operations there are in the lowered code; empty when it cannot be told.
+
+        They are in the order of the program, as far as the runtime lets that be known.
+        """
         return ()
 
     def precisions(self) -> Counter[str]:

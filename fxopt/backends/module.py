@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fxopt.backends.base import Backend, Executable, Lowering
+from fxopt.backends.base import Backend, Executable, Kernel, Lowering
+from fxopt.backends.fallback import find_fallbacks
 from fxopt.cost import Target
 from fxopt.ir import LeafModule, Program
 
@@ -76,6 +77,15 @@ class LoweredModule(LeafModule):
         """How many heavy operations ran in which precision, in the code compiled last."""
         compiled = list(self._compiled.values())
         return compiled[-1].precisions() if compiled else Counter()
+
+    def kernels(self) -> tuple[Kernel, ...]:
+        """What runs in the code compiled last."""
+        compiled = list(self._compiled.values())
+        return compiled[-1].kernels() if compiled else ()
+
+    def fallbacks(self) -> tuple[str, ...]:
+        """The layers that were to run in a lower precision than they do in that code."""
+        return find_fallbacks(self._program, self.kernels())
 
     def _compile(self, key: Key, inputs: tuple[torch.Tensor, ...]) -> Executable:
         with self._lock:

@@ -3,7 +3,14 @@
 from fxopt.ir.attention import ScaledDotProductAttention
 from fxopt.ir.edit import Edit
 from fxopt.ir.expected import Expected, expected_inputs
-from fxopt.ir.leaf import LeafModule, is_leaf, stored_bytes, tensor_bytes
+from fxopt.ir.leaf import (
+    LeafModule,
+    is_leaf,
+    is_training_only,
+    mark_training_only,
+    stored_bytes,
+    tensor_bytes,
+)
 from fxopt.ir.ops import is_aten, is_functional, is_random, is_size_arithmetic
 from fxopt.ir.program import Program
 from fxopt.ir.result import PassResult
@@ -24,6 +31,8 @@ __all__ = [
     "is_leaf",
     "is_random",
     "is_size_arithmetic",
+    "is_training_only",
+    "mark_training_only",
     "stored_bytes",
     "tensor_bytes",
     "verify_program",

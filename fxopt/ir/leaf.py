@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import nn
+
+_TRAINING_ONLY = "fxopt_training_only"
 
 
 class LeafModule(nn.Module):
@@ -13,7 +16,15 @@ class LeafModule(nn.Module):
 
     A subclass must be traceable by ``torch.export`` (so that any backend can be handed a region
     as plain ATen), functional (no in-place change of inputs) and deep-copyable.
+
+    Attributes:
+        family: What kind of layer it is, ``convolution`` or ``linear``, where it is one; by that
+            it is looked for in lowered code.
+        precision: What it is meant to compute in once lowered, such as ``int8``.
     """
+
+    family: ClassVar[str] = ""
+    precision: ClassVar[str] = ""
 
     def stored_bytes(self) -> int:
         """Bytes that its weights take once lowered; a quantized leaf says what int8 takes."""
@@ -28,6 +39,16 @@ def is_leaf(module: nn.Module) -> bool:
         return False
     standard = type(module).__module__.startswith("torch.nn.modules.")
     return standard or not any(True for _ in module.parameters())
+
+
+def mark_training_only(module: nn.Module) -> None:
+    """Notes that a leaf, of a class that fxopt does not know, is the identity in eval mode."""
+    setattr(module, _TRAINING_ONLY, True)
+
+
+def is_training_only(module: nn.Module) -> bool:
+    """Whether a leaf was seen to be the identity in eval mode."""
+    return getattr(module, _TRAINING_ONLY, False) is True
 
 
 def stored_bytes(module: nn.Module) -> int:

@@ -56,6 +56,7 @@ class CandidateRecord:
         spread: Half the distance between the quartiles, in milliseconds.
         error: Relative output error against the program that was lowered.
         precisions: How many heavy operations ran in which precision, such as ``{"int8": 54}``.
+        fallbacks: Layers that were to run in a lower precision than they do, each in a line.
         reason: Why it is out of the race, where it is.
         seconds: Time that building it took.
     """
@@ -66,6 +67,7 @@ class CandidateRecord:
     spread: float = 0.0
     error: float | None = None
     precisions: dict[str, int] = field(default_factory=dict)
+    fallbacks: tuple[str, ...] = ()
     reason: str = ""
     seconds: float = 0.0
 

@@ -149,6 +149,8 @@ def _texts(report: Report) -> Table:
         lines = show.shorten(record.refused, _SHOWN)
         _listed(grid, "refused", [f"{record.name}: {line}" for line in lines])
     for region in report.regions:
+        fallbacks = show.shorten(region.chosen.fallbacks, _SHOWN)
+        _listed(grid, "fell back", [f"{region.name}: {line}" for line in fallbacks])
         _listed(grid, "out", _losers(region))
     return grid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from fxopt.plugin import Kernel
@@ -28,7 +29,10 @@ _PRECISIONS = {
 
 
 def find_kernels(runtime_model: openvino.Model) -> tuple[Kernel, ...]:
-    """The layers of a runtime model that compute something, in order.
+    """The layers of a runtime model that compute something.
+
+    The runtime orders branches as it likes, so layers of a kind are put in the order of the numbers
+    that end the names of the operations they were translated from (``conv2d_3/...``).
 
     Args:
         runtime_model: ``CompiledModel.get_runtime_model()``.
@@ -38,7 +42,14 @@ def find_kernels(runtime_model: openvino.Model) -> tuple[Kernel, ...]:
         Kernel(node.get_friendly_name(), _text(info, "layerType"), _precision(info))
         for node, info in layers
     ]
-    return tuple(kernel for kernel in kernels if kernel.kind not in _MOVING)
+    kept = [kernel for kernel in kernels if kernel.kind not in _MOVING]
+    return tuple(sorted(kept, key=_position))
+
+
+def _position(kernel: Kernel) -> tuple[str, int]:
+    origin = re.match(r"(.*?)(?:_(\d+))?(?:/|$)", kernel.name)
+    assert origin is not None  # every part of the pattern may be empty
+    return origin[1], int(origin[2] or 0)
 
 
 def _precision(info: Any) -> str:

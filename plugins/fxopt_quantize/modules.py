@@ -73,6 +73,8 @@ class FakeQuantizePerChannel(LeafModule):
 class _QuantLayer(LeafModule):
     """A layer with weights in int8; a subclass says what it computes with them."""
 
+    precision = "int8"
+
     weight_int8: torch.Tensor
     weight_scale: torch.Tensor
     bias: nn.Parameter | None
@@ -93,6 +95,8 @@ class _QuantLayer(LeafModule):
 class QuantLinear(_QuantLayer):
     """A linear layer with int8 weights."""
 
+    family = "linear"
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight, self.bias)
 
@@ -108,6 +112,8 @@ class QuantConv(_QuantLayer):
         conv: The layer in float, for its geometry and bias.
         weight: Its weights.
     """
+
+    family = "convolution"
 
     def __init__(self, conv: nn.modules.conv._ConvNd, weight: QuantizedWeight) -> None:
         super().__init__(weight, conv.bias)
@@ -141,6 +147,8 @@ class QuantConvTranspose(_QuantLayer):
         conv: The layer in float, for its geometry and bias.
         weight: Its weights.
     """
+
+    family = "convolution"
 
     def __init__(self, conv: nn.modules.conv._ConvTransposeNd, weight: QuantizedWeight) -> None:
         super().__init__(weight, conv.bias)

@@ -12,7 +12,7 @@ from torch.fx import Node
 from fxopt.frontend.keep import in_place, reads_training
 from fxopt.frontend.raising.context import Context, bind
 from fxopt.frontend.source import module_path
-from fxopt.ir import ScaledDotProductAttention
+from fxopt.ir import ScaledDotProductAttention, mark_training_only
 
 aten = torch.ops.aten
 _DROPOUTS: dict[Any, type[nn.Module]] = {
@@ -34,6 +34,7 @@ def _functional(context: Context, name: str) -> nn.Module:
     module = copy.copy(context.model.get_submodule(name))
     if in_place(module):
         module.inplace = False  # type: ignore[assignment]
+    mark_training_only(module)
     return module
 
 

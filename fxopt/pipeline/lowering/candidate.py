@@ -79,7 +79,7 @@ def build(candidate: Candidate, job: LoweringJob) -> None:
     except Exception as failure:  # noqa: BLE001 - a plugin may raise anything; it is reported
         candidate.drop(describe(failure))
     else:
-        candidate.note(error=error, precisions=_precisions(candidate.module))
+        _note_kernels(candidate, error)
         if not error <= candidate.version.tolerance:
             candidate.drop(f"output error {error:.1e} is over {candidate.version.tolerance:.1e}")
     candidate.note(seconds=time.perf_counter() - start)
@@ -106,8 +106,9 @@ def describe(error: Exception) -> str:
     return error.what if isinstance(error, FxoptError) else f"{type(error).__name__}: {first[0]}"
 
 
-def _precisions(module: OptimizedModule) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for lowered in module.lowered():
-        counts += lowered.precisions()
-    return dict(counts)
+def _note_kernels(candidate: Candidate, error: float) -> None:
+    assert candidate.module is not None
+    lowered = candidate.module.lowered()
+    counts = sum((module.precisions() for module in lowered), Counter[str]())
+    fallbacks = tuple(line for module in lowered for line in module.fallbacks())
+    candidate.note(error=error, precisions=dict(counts), fallbacks=fallbacks)

@@ -49,8 +49,10 @@ def first_right(
         job: Says what is accepted.
     """
     for candidate in candidates:
-        if candidate is plain or candidate.median > before.median:
+        if candidate is plain:
             break
+        if candidate.median > before.median:
+            continue
         reason = _at_other_sizes(candidate, job)
         if reason is None and candidate.module is not None:
             reason = job.accept(candidate.module)
