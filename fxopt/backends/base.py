@@ -25,12 +25,14 @@ class BackendInfo:
         targets: Names of the targets that it lowers to.
         extra: How to install what it needs, such as ``pip install 'fxopt[openvino]'``.
         native: Whether it runs the program's nodes as they stand, so that nothing is lowered.
+        packages: The distributions besides torch that its speed depends on.
     """
 
     name: str
     targets: tuple[str, ...]
     extra: str = ""
     native: bool = False
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

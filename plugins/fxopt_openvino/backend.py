@@ -34,7 +34,9 @@ class OpenVINO(Backend):
 
     precision: Precision = "f32"
 
-    info: ClassVar[BackendInfo] = BackendInfo(name="openvino", targets=("cpu",), extra=_EXTRA)
+    info: ClassVar[BackendInfo] = BackendInfo(
+        name="openvino", targets=("cpu",), extra=_EXTRA, packages=("openvino",)
+    )
 
     @property
     def label(self) -> str:

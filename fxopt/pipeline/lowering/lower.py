@@ -12,6 +12,7 @@ from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.offers import offers
 from fxopt.pipeline.lowering.race import first_right, race
+from fxopt.pipeline.lowering.tuning import drop_slow, tuning_file
 from fxopt.pipeline.lowering.version import REDUCED, Version
 from fxopt.report import RegionRecord
 
@@ -46,6 +47,9 @@ def lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     that: when nothing beats it, the program is emitted as it is.
     """
     candidates = offers(versions, job)
+    tuning = tuning_file(candidates, job)
+    known = tuning.read()
+    drop_slow(candidates, known)
     for candidate in candidates:
         _try(candidate, job)
     plain = _plain(versions[0], candidates, job)
@@ -53,6 +57,7 @@ def lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
         candidates.append(plain)
     timed = [candidate for candidate in candidates if candidate.module is not None]
     before = race(timed, job)
+    tuning.write(known | {candidate.name: candidate.median for candidate in timed})
     timed.sort(key=_merit)
     winner = first_right(timed, plain, before, job)
     return _outcome(winner, candidates, before, job)

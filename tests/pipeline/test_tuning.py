@@ -1,0 +1,146 @@
+"""The tuning cache: it spares builds, and no file in it can do harm."""
+
+import json
+import threading
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import fxopt
+from fxopt.pipeline.lowering.tuning import TuningFile
+from fxopt.plugin import Backend, BackendInfo, Executable, Lowering
+from tests.api.conftest import model, plugins, x  # noqa: F401 - fixtures
+
+BUILT = []
+
+
+class Code(Executable):
+    def __init__(self, program):
+        self._program = program
+
+    def __call__(self, *inputs):
+        return self._program.module(*inputs)
+
+
+class Slow(Code):
+    def __call__(self, *inputs):
+        for _ in range(20):
+            self._program.module(*inputs)
+        return self._program.module(*inputs)
+
+
+class Compile(Lowering):
+    def __init__(self, program, code):
+        self._program, self._code = program, code
+
+    def compile(self, inputs):
+        return self._code(self._program)
+
+
+@dataclass(frozen=True)
+class Quick(Backend):
+    info = BackendInfo("quick", ("cpu",))
+
+    def lower(self, program, inputs, target):
+        BUILT.append("quick")
+        return Compile(program, Code)
+
+
+@dataclass(frozen=True)
+class Sluggish(Backend):
+    info = BackendInfo("sluggish", ("cpu",))
+
+    def lower(self, program, inputs, target):
+        BUILT.append("sluggish")
+        return Compile(program, Slow)
+
+
+@pytest.fixture
+def optimize(model, x, plugins):  # noqa: F811
+    plugins(backends=[Quick, Sluggish])
+
+    def run(batch=2):
+        BUILT.clear()
+        inputs = x.repeat(batch, 1, 1, 1)[:batch]
+        fast = fxopt.optimize(model, (inputs,), backends=["quick", "sluggish"], passes="fold_bn")
+        with torch.no_grad():
+            assert (fast(inputs) - model(inputs)).abs().max() < 1e-4
+        return fast.report.regions[0]
+
+    return run
+
+
+def files(folder):
+    return list(folder.rglob("*.json"))
+
+
+def test_what_was_slow_is_not_built_again(optimize, own_cache):
+    optimize()
+    assert set(BUILT) == {"quick", "sluggish"}
+    assert len(files(own_cache)) == 1
+    region = optimize()
+    assert set(BUILT) == {"quick"}
+    record = next(c for c in region.candidates if c.backend == "sluggish")
+    assert "when last measured here" in record.reason
+
+
+def test_other_sizes_are_measured_anew(optimize, own_cache):
+    optimize(batch=2)
+    optimize(batch=3)
+    assert set(BUILT) == {"quick", "sluggish"}
+    assert len(files(own_cache)) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "\x00\xff", '{"format": 99}', '{"format": 1, "key": "of another job"}'],
+    ids=["empty", "truncated", "a list", "no text", "a newer format", "of another job"],
+)
+def test_a_spoilt_file_is_ignored(optimize, own_cache, text):
+    optimize()
+    (file,) = files(own_cache)
+    file.write_text(text)
+    optimize()
+    assert set(BUILT) == {"quick", "sluggish"}
+    assert json.loads(file.read_text())["milliseconds"]
+
+
+def test_nonsense_in_a_file_cannot_take_every_candidate_out(optimize, own_cache):
+    optimize()
+    (file,) = files(own_cache)
+    held = json.loads(file.read_text())
+    held["milliseconds"] = {"quick/exact": -1, "sluggish/exact": "fast", "other": 1e-9, "nan": None}
+    file.write_text(json.dumps(held))
+    optimize()
+    assert set(BUILT) == {"quick", "sluggish"}
+
+
+def test_a_folder_that_cannot_be_written_to_is_no_failure(optimize, own_cache):
+    own_cache.write_text("a file where the folder should be")
+    assert optimize().chosen.backend
+    assert own_cache.is_file()
+
+
+def test_writers_and_readers_do_not_disturb_each_other(tmp_path):
+    file = TuningFile(tmp_path / "tuning" / "job.json", "job")
+    whole = [{f"backend{i}": 1.0 + i for i in range(500)}, {f"backend{i}": 2.0 for i in range(9)}]
+    file.write(whole[0])
+    seen = []
+
+    def write(held):
+        for _ in range(30):
+            file.write(held)
+
+    def read():
+        seen.extend(file.read() for _ in range(100))
+
+    tasks = [threading.Thread(target=write, args=(held,)) for held in whole]
+    tasks += [threading.Thread(target=read) for _ in range(2)]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join()
+    assert len(seen) == 200
+    assert all(held in whole for held in seen)
+    assert [path.name for path in file.path.parent.iterdir()] == ["job.json"]
