@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxopt.backends.base import Backend, Executable, Kernel, Lowering
+from fxopt.backends.cache import CodeCache, Key
 from fxopt.backends.fallback import find_fallbacks
 from fxopt.cost import Target
 from fxopt.ir import LeafModule, Program
@@ -18,13 +19,12 @@ from fxopt.ir import LeafModule, Program
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_MAX_COMPILED = 8  # sets of shapes kept at a time; beyond that, the oldest goes
-
-Key = tuple[tuple[torch.Size, torch.dtype], ...]
-
 
 class LoweredModule(LeafModule):
     """Runs a program as code of a backend; to the outside, an ordinary module.
+
+    Code is compiled for each set of input shapes and kept for those that are used most; where
+    there are too many, the program itself runs for the rarer ones.
 
     It keeps the program that it was lowered from: in training mode, or when a gradient is asked
     for, that is what runs, since lowered code has no gradients. Weights that were trained,
@@ -38,7 +38,7 @@ class LoweredModule(LeafModule):
     """
 
     _lowering: Lowering | None
-    _compiled: OrderedDict[Key, Executable]
+    _compiled: CodeCache
 
     def __init__(self, program: Program, backend: Backend, target: Target) -> None:
         super().__init__()
@@ -54,7 +54,16 @@ class LoweredModule(LeafModule):
         if self.training or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
             outputs: tuple[torch.Tensor, ...] = self.fxopt_source(*inputs)
             return outputs
-        return self.executable(*inputs)(*inputs)
+        key = tuple((t.shape, t.dtype) for t in inputs)
+        code = self._compiled.find(key)
+        if code is None:
+            code = self._compile(key, inputs) if self._compiled.admits(key) else self._run_source
+        return code(*inputs)
+
+    def _run_source(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            outputs: tuple[torch.Tensor, ...] = self.fxopt_source(*inputs)
+        return outputs
 
     def train(self, mode: bool = True) -> LoweredModule:
         """Switches to training; afterwards, the weights may have changed."""
@@ -70,18 +79,18 @@ class LoweredModule(LeafModule):
     def executable(self, *inputs: torch.Tensor) -> Executable:
         """The code for inputs of these shapes, compiled on first use."""
         key = tuple((t.shape, t.dtype) for t in inputs)
-        found = self._compiled.get(key)
+        found = self._compiled.holds(key)
         return found if found is not None else self._compile(key, inputs)
 
     def precisions(self) -> Counter[str]:
         """How many heavy operations ran in which precision, in the code compiled last."""
-        compiled = list(self._compiled.values())
-        return compiled[-1].precisions() if compiled else Counter()
+        newest = self._compiled.newest
+        return newest.precisions() if newest is not None else Counter()
 
     def kernels(self) -> tuple[Kernel, ...]:
         """What runs in the code compiled last."""
-        compiled = list(self._compiled.values())
-        return compiled[-1].kernels() if compiled else ()
+        newest = self._compiled.newest
+        return newest.kernels() if newest is not None else ()
 
     def fallbacks(self) -> tuple[str, ...]:
         """The layers that were to run in a lower precision than they do in that code."""
@@ -89,20 +98,19 @@ class LoweredModule(LeafModule):
 
     def _compile(self, key: Key, inputs: tuple[torch.Tensor, ...]) -> Executable:
         with self._lock:
-            if key in self._compiled:
-                return self._compiled[key]
+            held = self._compiled.holds(key)
+            if held is not None:
+                return held
             if self._lowering is None:
                 self._lowering = self._backend.lower(self._program, inputs, self._target)
             executable = self._lowering.compile(inputs)
-            while len(self._compiled) >= _MAX_COMPILED:
-                self._compiled.popitem(last=False)
-            self._compiled[key] = executable
+            self._compiled.add(key, executable)
             return executable
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._lowering = None
-        self._compiled = OrderedDict()
+        self._compiled = CodeCache()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoweredModule:
         twin = LoweredModule(self._program.clone(), self._backend, self._target)

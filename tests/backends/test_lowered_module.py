@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fxopt.backends import Backend, BackendInfo, Executable, Kernel, LoweredModule, Lowering
-from fxopt.backends.module import _MAX_COMPILED
+from fxopt.backends.cache import LIMIT, CodeCache
 from fxopt.cost import find_target
 from fxopt.errors import BackendError
 from tests.building import image, small_cnn
@@ -88,14 +88,40 @@ def test_another_dtype_is_compiled_too(module, backend):
     assert len(backend.compiled) == 2
 
 
-def test_the_number_of_compiled_shapes_is_bounded(module, backend):
-    for batch in range(1, _MAX_COMPILED + 3):
+def test_the_number_of_compiled_shapes_is_bounded(module, program, backend):
+    for batch in range(1, LIMIT + 4):
+        torch.testing.assert_close(module(image(batch)), program(image(batch)))
+    assert len(module._compiled) == LIMIT
+    assert len(backend.compiled) == LIMIT  # the last ones ran as the program stands
+
+
+def test_a_shape_that_is_used_more_takes_the_place_of_one_that_is_used_less(module, backend):
+    for batch in range(1, LIMIT + 1):
         module(image(batch))
-    assert len(module._compiled) == _MAX_COMPILED
-    module(image(_MAX_COMPILED + 2))  # still there
-    assert len(backend.compiled) == _MAX_COMPILED + 2
-    module(image(1))  # gone, so compiled again
-    assert len(backend.compiled) == _MAX_COMPILED + 3
+    for _ in range(3):
+        module(image(LIMIT + 1))
+    assert [shapes[0][0] for shapes in backend.compiled] == list(range(1, LIMIT + 2))
+    assert len(module._compiled) == LIMIT
+
+
+def test_changing_shapes_do_not_compile_again_and_again(module, backend):
+    for _ in range(20):
+        for batch in range(1, 2 * LIMIT):
+            module(image(batch))
+    assert len(backend.compiled) <= 2 * LIMIT
+
+
+def test_what_was_used_long_ago_makes_room(backend):
+    cache = CodeCache()
+    old = [((torch.Size([size]), torch.float32),) for size in range(LIMIT)]
+    for key in old:
+        cache.add(key, object())
+        for _ in range(100):
+            cache.find(key)
+    new = ((torch.Size([99]), torch.float32),)
+    for _ in range(3000):
+        cache.find(new)
+    assert cache.admits(new)
 
 
 def test_threads_compile_once(module, program, backend):
