@@ -43,6 +43,10 @@ class ProgramError(FxoptError):
         super().__init__(f"the program breaks its invariants:\n{listed}", where=where)
 
 
+class SavingError(FxoptError):
+    """A program cannot be saved, or a file cannot be loaded as one."""
+
+
 class PlanError(FxoptError):
     """The passes cannot be put in an order: a cycle, or a fact that nobody provides."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,11 @@ from fxopt.backends import Backend
 from fxopt.cost import Target, find_target
 from fxopt.errors import InputError, NotYetError
 from fxopt.passes import Exact, Pass
+from fxopt.pipeline.isolation import Isolation, shared_isolation
 from fxopt.registry import Registry
+
+_ISOLATION = "FXOPT_ISOLATION"
+"""Environment variable: 0 to try backends in the calling process alone."""
 
 _NOT_YET = {
     "latency_ms": "searching to a latency budget",
@@ -32,6 +37,7 @@ class Request:
         registry: The plugins at hand.
         passes: What to run, in no particular order.
         backends: What may be tried for lowering.
+        isolation: Where backends are tried first; None to try them in this process alone.
         missing: Backends that cannot be used here, with the reason.
         calibration: The user's batches.
         evaluate: Scores a module; higher is better.
@@ -47,6 +53,7 @@ class Request:
     registry: Registry
     passes: tuple[Pass, ...]
     backends: tuple[Backend, ...]
+    isolation: Isolation | None
     missing: tuple[tuple[str, str], ...]
     calibration: Iterable[Any] | None
     evaluate: Callable[[nn.Module], float] | None
@@ -99,6 +106,7 @@ def make_request(
         registry=registry,
         passes=_choose_passes(registry, passes),
         backends=tuple(usable),
+        isolation=_isolation(usable),
         missing=tuple(missing),
         # several passes and the final comparison walk it, so a one-shot iterator is kept
         calibration=list(calibration) if isinstance(calibration, Iterator) else calibration,
@@ -110,6 +118,15 @@ def make_request(
         seed=seed,
         progress=progress or (lambda line: None),
     )
+
+
+def _isolation(backends: Sequence[Backend]) -> Isolation | None:
+    """The worker, which starts while the model is being captured; None where nobody needs it."""
+    if os.environ.get(_ISOLATION) == "0" or all(backend.info.native for backend in backends):
+        return None
+    isolation = shared_isolation()
+    isolation.warm_up()
+    return isolation
 
 
 def _choose_passes(registry: Registry, passes: str | Sequence[Pass] | None) -> tuple[Pass, ...]:

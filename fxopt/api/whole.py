@@ -224,6 +224,7 @@ def _job(
         original=lambda: subject.model(*args, **kwargs),
         argument_names=argument_names(subject.model),
         accept=gate,
+        isolation=request.isolation,
         deadline=request.deadline,
         progress=request.progress,
     )

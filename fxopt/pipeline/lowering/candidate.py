@@ -31,6 +31,7 @@ class Candidate:
         record: For the report; its reason says why the candidate is out, where it is.
         module: The emitted module, once built and found right.
         latency: Once raced.
+        beaten: Whether it was clearly slower than another one when it was tried elsewhere.
     """
 
     version: Version
@@ -38,9 +39,11 @@ class Candidate:
     record: CandidateRecord = field(init=False)
     module: OptimizedModule | None = None
     latency: Latency | None = None
+    beaten: bool = False
 
     def __post_init__(self) -> None:
-        self.record = CandidateRecord(self.assignment.label, self.version.name)
+        placed = self.assignment.placed(self.version.program)
+        self.record = CandidateRecord(self.assignment.label, self.version.name, placed=placed)
 
     @property
     def name(self) -> str:
@@ -82,7 +85,8 @@ def build(candidate: Candidate, job: LoweringJob) -> None:
         _note_kernels(candidate, error)
         if not error <= candidate.version.tolerance:
             candidate.drop(f"output error {error:.1e} is over {candidate.version.tolerance:.1e}")
-    candidate.note(seconds=time.perf_counter() - start)
+    spent = time.perf_counter() - start
+    candidate.note(seconds=candidate.record.seconds + spent)
 
 
 def output_error(candidate: Candidate, flat: Sequence[Any], index: int) -> float:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fxopt.backends import Backend
 from fxopt.cost import Target
 from fxopt.emit import OptimizedModule
+
+if TYPE_CHECKING:
+    from fxopt.pipeline.isolation import Isolation
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class LoweringJob:
         original: Calls the user's own model on the first example.
         argument_names: Names of the positional arguments of the user's ``forward``.
         accept: Says why an emitted module must not be used after all; None when it may.
+        isolation: Where candidates are tried first, out of harm's way; None to do without.
+        mix: Whether to look for a mixture of backends that beats each of them. It has to build
+            and measure every part of the program on every backend.
         deadline: ``time.monotonic()`` at which no further candidate is begun.
         progress: Takes a line to show.
     """
@@ -35,6 +41,8 @@ class LoweringJob:
     original: Callable[[], object]
     argument_names: Sequence[str] = ()
     accept: Callable[[OptimizedModule], str | None] = lambda module: None
+    isolation: Isolation | None = None
+    mix: bool = False
     deadline: float | None = None
     progress: Callable[[str], None] = lambda line: None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,10 @@ from fxopt.emit import OptimizedModule, emit
 from fxopt.pipeline.lowering.assignment import Assignment
 from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import LoweringJob
+from fxopt.pipeline.lowering.mixing import mixed
 from fxopt.pipeline.lowering.offers import offers
 from fxopt.pipeline.lowering.race import first_right, race
+from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.tuning import drop_slow, tuning_file
 from fxopt.pipeline.lowering.version import REDUCED, Version
 from fxopt.report import RegionRecord
@@ -50,17 +53,43 @@ def lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     tuning = tuning_file(candidates, job)
     known = tuning.read()
     drop_slow(candidates, known)
-    for candidate in candidates:
+    screen([c for c in candidates if not c.assignment.native and not c.record.reason], job)
+    for candidate in sorted(candidates, key=lambda c: c.record.milliseconds or 0.0):
         _try(candidate, job)
     plain = _plain(versions[0], candidates, job)
     if plain not in candidates:
         candidates.append(plain)
     timed = [candidate for candidate in candidates if candidate.module is not None]
     before = race(timed, job)
-    tuning.write(known | {candidate.name: candidate.median for candidate in timed})
+    mixture = mixed(timed, job)
+    if mixture is not None:
+        candidates.append(mixture)
+        before = _challenge(mixture, timed, before, job)
+    tuning.write(known | _measured(candidates))
     timed.sort(key=_merit)
     winner = first_right(timed, plain, before, job)
     return _outcome(winner, candidates, before, job)
+
+
+def _challenge(
+    mixture: Candidate, timed: list[Candidate], before: Latency, job: LoweringJob
+) -> Latency:
+    """Races a mixture against the best of the others and the original, if it is right."""
+    _try(mixture, job)
+    if mixture.module is None:
+        return before
+    best = min(timed, key=lambda candidate: candidate.median)
+    timed.append(mixture)
+    return race([best, mixture], job)
+
+
+def _measured(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """Milliseconds of all that ran and was right."""
+    return {
+        candidate.name: candidate.record.milliseconds
+        for candidate in candidates
+        if candidate.record.milliseconds is not None and not candidate.record.reason
+    }
 
 
 def _merit(candidate: Candidate) -> float:
@@ -70,7 +99,7 @@ def _merit(candidate: Candidate) -> float:
 
 
 def _try(candidate: Candidate, job: LoweringJob) -> None:
-    if candidate.record.reason:
+    if candidate.record.reason or candidate.beaten:
         return
     if job.late:
         candidate.drop("time limit")
@@ -97,7 +126,7 @@ def _outcome(
     assert winner.module is not None
     assert winner.latency is not None
     operations = sum(n.op.startswith("call_") for n in winner.version.program.nodes)
-    ranked = sorted(candidates, key=lambda candidate: candidate.median)
+    ranked = sorted(candidates, key=lambda candidate: candidate.record.milliseconds or math.inf)
     record = RegionRecord(
         job.name, operations, winner.record, tuple(candidate.record for candidate in ranked)
     )

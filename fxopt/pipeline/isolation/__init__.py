@@ -1,0 +1,7 @@
+"""Trials of backends in a process of their own, which may crash, hang, or fill the terminal."""
+
+from fxopt.pipeline.isolation.client import Isolation, shared_isolation
+from fxopt.pipeline.isolation.parcel import Parcel
+from fxopt.pipeline.isolation.records import Outcome, TrialResult
+
+__all__ = ["Isolation", "Outcome", "Parcel", "TrialResult", "shared_isolation"]

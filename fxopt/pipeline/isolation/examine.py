@@ -1,0 +1,149 @@
+"""What the worker does with a request: it builds, runs, compares and measures."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fxopt.backends import LoweredModule
+from fxopt.cost import Latency, Target, measure
+from fxopt.errors import FxoptError, SavingError
+from fxopt.ir import Program
+from fxopt.ir.saving import load_program
+from fxopt.pipeline.compare import Comparison, compare
+from fxopt.pipeline.isolation.parcel import load_examples
+from fxopt.pipeline.isolation.records import TrialResult, assignment_from_json, target_from_json
+from fxopt.pipeline.lowering.assignment import Assignment
+from fxopt.pipeline.sandbox import copy_inputs
+from fxopt.registry import Registry
+
+# About half a second of timed calls.
+_ROUNDS = 2
+_ROUND_MS = 250.0
+_FEWEST, _MOST = 3, 500
+
+Stage = Callable[[str], None]
+Flat = Sequence[Any]
+
+
+def examine(request: Mapping[str, Any], registry: Registry, stage: Stage) -> TrialResult:
+    """Tries backends on a program.
+
+    Args:
+        request: As the client writes it.
+        registry: Where the backends are.
+        stage: Is told what begins.
+
+    Returns:
+        What came of it; whatever a backend raises is a reason.
+    """
+    stage("loading the program")
+    try:
+        program = _load(request, registry)
+        examples, reference = load_examples(request["examples"])
+    except (SavingError, ImportError) as error:
+        return TrialResult("not isolated", describe(error))
+    try:
+        target = target_from_json(request["target"])
+        _configure(request, target)
+        assignment = assignment_from_json(request["shares"], registry)
+        with torch.no_grad():
+            trial = _Trial(program, assignment, target, stage)
+            return trial.run(examples, reference, request["tolerance"])
+    except BaseException as error:  # noqa: BLE001 - not even sys.exit() may end the worker
+        return TrialResult("refused", describe(error))
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, FxoptError):
+        return error.what
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+@dataclass(frozen=True)
+class _Trial:
+    program: Program
+    assignment: Assignment
+    target: Target
+    stage: Stage
+
+    def run(
+        self, examples: Sequence[Flat], reference: Sequence[Flat], tolerance: float | None
+    ) -> TrialResult:
+        self.stage("compiling")
+        for share in self.assignment.shares:
+            reason = share.unsupported(self.program, self.target)
+            if reason is not None:
+                return TrialResult("refused", reason)
+        start = time.perf_counter()
+        lowered = self.assignment.applied(self.program, self.target)
+        _compile(lowered, examples[0])
+        seconds = time.perf_counter() - start
+        self.stage("running")
+        errors = [_error(lowered, *pair) for pair in zip(examples, reference, strict=True)]
+        if tolerance is None or all(each.error <= tolerance for each in errors):
+            self.stage("measuring")
+            return _result(lowered, errors, seconds, _latency(lowered, examples[0]))
+        return _result(lowered, errors, seconds, None)
+
+
+def _compile(program: Program, flat: Flat) -> None:
+    """Compiles what takes inputs of the program alone; the rest is compiled when it is called."""
+    given = dict(zip(program.inputs, flat, strict=True))
+    for node in program.find(LoweredModule):
+        if all(arg in given for arg in node.args):
+            leaf = program.leaf(node)
+            assert isinstance(leaf, LoweredModule)
+            leaf.executable(*(given[arg] for arg in node.all_input_nodes))
+
+
+def _error(program: Program, flat: Flat, reference: Flat) -> Comparison:
+    own = copy_inputs(flat)
+    found = compare(program(*own), reference)
+    written = compare(own, flat)
+    if written.error > 0:
+        return Comparison(float("inf"), "it writes to its inputs")
+    return found
+
+
+def _latency(program: Program, flat: Flat) -> Latency:
+    start = time.perf_counter()
+    program(*flat)
+    milliseconds = max((time.perf_counter() - start) * 1e3, 1e-3)
+    burst = min(max(int(_ROUND_MS / milliseconds), _FEWEST), _MOST)
+    return measure({"": lambda: program(*flat)}, rounds=_ROUNDS, burst=burst)[""]
+
+
+def _result(
+    program: Program, errors: Sequence[Comparison], seconds: float, latency: Latency | None
+) -> TrialResult:
+    lowered = [m for m in program.module.modules() if isinstance(m, LoweredModule)]
+    return TrialResult(
+        "ran",
+        errors=tuple(errors),
+        precisions=dict(sum((module.precisions() for module in lowered), Counter[str]())),
+        kernels=tuple(kernel for module in lowered for kernel in module.kernels()),
+        fallbacks=tuple(line for module in lowered for line in module.fallbacks()),
+        build_seconds=seconds,
+        latency=latency,
+    )
+
+
+def _load(request: Mapping[str, Any], registry: Registry) -> Program:
+    for name in request["imports"]:
+        importlib.import_module(name)
+    packages = {plugin.origin.module.partition(".")[0] for plugin in registry.plugins}
+    return load_program(request["program"], packages=packages)
+
+
+def _configure(request: Mapping[str, Any], target: Target) -> None:
+    torch.set_num_threads(target.threads)
+    torch.set_float32_matmul_precision(request["matmul_precision"])

@@ -1,0 +1,96 @@
+"""The worker process: ``python -m fxopt.pipeline.isolation.worker REQUESTS ANSWERS``.
+
+It reads requests from one pipe and writes answers to another. What runtimes print goes to its
+standard output, which is a log file. It ends when the other end of the pipe of requests is gone,
+also in the middle of a call that does not return.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import select
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from fxopt.pipeline.isolation.examine import examine
+from fxopt.pipeline.isolation.plugins import registry_with
+from fxopt.pipeline.isolation.records import result_to_json
+from fxopt.pipeline.isolation.wire import receive, send
+from fxopt.registry import Registry
+
+# What loading a program imports; done before the first request, whose time is limited.
+_NEEDED = ("torch._dynamo", "torch.fx.experimental.symbolic_shapes")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Answers requests until there are no more.
+
+    Args:
+        arguments: Numbers of the two pipes.
+    """
+    requests, answers = map(int, arguments)
+    for pipe in (requests, answers):
+        os.set_inheritable(pipe, False)  # else a compiler that is still running keeps them open
+    greeting = receive(requests)
+    if greeting is None:
+        return
+    try:
+        registry = registry_with(greeting["plugins"])
+        for name in _NEEDED:
+            importlib.import_module(name)
+        send(answers, {"ready": True})
+        while (request := receive(requests)) is not None:
+            with _dying_with(requests):
+                answer = _answer(request, registry, answers)
+            send(answers, answer)
+    except BrokenPipeError:
+        pass  # the parent has gone in the meantime
+    shutil.rmtree(greeting["folder"], ignore_errors=True)
+    _end_group()
+
+
+def _answer(request: dict[str, Any], registry: Registry, answers: int) -> dict[str, Any]:
+    result = examine(request, registry, lambda stage: send(answers, {"stage": stage}))
+    return {"result": result_to_json(result)}
+
+
+@contextmanager
+def _dying_with(pipe: int) -> Iterator[None]:
+    """Inside, the kernel ends this whole process group as soon as the pipe's other end closes.
+
+    No thread could do that while a runtime holds the interpreter's lock. Nothing is written to
+    the pipe meanwhile, so that the signal has no other cause.
+    """
+    flags = fcntl.fcntl(pipe, fcntl.F_GETFL)
+    asynchronous = getattr(os, "O_ASYNC", getattr(fcntl, "FASYNC", 0))
+    with suppress(OSError):  # where pipes have no such signal, the end is noticed afterwards
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(pipe, fcntl.F_SETFL, flags | asynchronous)
+    if _is_closed(pipe):
+        raise BrokenPipeError
+    try:
+        yield
+    finally:
+        fcntl.fcntl(pipe, fcntl.F_SETFL, flags)
+
+
+def _is_closed(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+
+def _end_group() -> None:
+    """Ends also what runtimes have started and left behind."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
