@@ -37,13 +37,16 @@ for user in ("search", "api", "cli"):
     BELOW[user] |= {"frontend"}
 BELOW["cli"] |= {"demo", "__init__"}
 
-RUNTIMES = {"fxopt_openvino": {"openvino"}}
+RUNTIMES = {
+    "fxopt_onnxruntime": {"onnxruntime", "onnx_ir", "onnxscript"},
+    "fxopt_openvino": {"openvino"},
+}
 PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.is_dir())
 
 HEAVY = (
-    "openvino", "onnx", "onnxruntime", "onnxscript", "nncf", "torchao", "torchvision", "timm",
-    "transformers", "scipy", "sklearn", "pandas", "matplotlib", "mlxtend", "networkx", "rich",
-    "typer", "torch._inductor", "torch._dynamo",
+    "openvino", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "nncf", "torchao", "torchvision",
+    "timm", "transformers", "scipy", "sklearn", "pandas", "matplotlib", "mlxtend", "networkx",
+    "rich", "typer", "torch._inductor", "torch._dynamo",
 )  # fmt: skip
 
 

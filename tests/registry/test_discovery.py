@@ -5,7 +5,9 @@ import pytest
 from fxopt.errors import PluginError, SettingError
 from fxopt.registry import default_registry, load_registry
 
-FIRST_PARTY = {"cleanup", "eager", "fold_bn", "inductor", "openvino", "quantize"}
+FIRST_PARTY = {
+    "cleanup", "eager", "fold_bn", "inductor", "onnxruntime", "openvino", "quantize",
+}  # fmt: skip
 
 
 def test_first_party_plugins_are_found_as_any_other():
@@ -16,7 +18,7 @@ def test_first_party_plugins_are_found_as_any_other():
     assert not [p for p in registry.problems if p.origin.distribution == "fxopt"]
     assert not registry.clashes
     assert {"cleanup", "fold_bn", "quantize"} <= set(registry.passes)
-    assert {"eager", "inductor", "openvino"} <= set(registry.backends)
+    assert {"eager", "inductor", "onnxruntime", "openvino"} <= set(registry.backends)
 
 
 def test_the_default_registry_is_loaded_once():

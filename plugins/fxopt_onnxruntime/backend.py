@@ -1,0 +1,75 @@
+"""What ONNX Runtime can take, and how a program gets there."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from fxopt.plugin import Backend, BackendInfo, Program, Target, Tensors, is_random
+from fxopt_onnxruntime.convert import ONNXRuntimeLowering
+from fxopt_onnxruntime.tensors import TAKEN
+
+_EXTRA = "pip install 'fxopt[onnxruntime]'"
+_PACKAGES = ("onnxruntime", "onnx", "onnxscript")
+
+
+@dataclass(frozen=True)
+class ONNXRuntime(Backend):
+    """Lowers a program to the CPU kernels of ONNX Runtime.
+
+    Operations between fake quantizers run in int8, the others in float32.
+
+    Attributes:
+        spinning: Whether idle threads of the runtime wait in a loop. That saves some microseconds
+            an operation, and slows down whatever else runs on the same cores.
+    """
+
+    spinning: bool = False
+
+    info: ClassVar[BackendInfo] = BackendInfo(
+        name="onnxruntime", targets=("cpu",), extra=_EXTRA, packages=("onnxruntime", "onnxscript")
+    )
+
+    def unavailable(self) -> str | None:
+        """Why it cannot be used here; None when it can."""
+        missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            verb = "is" if len(missing) == 1 else "are"
+            return f"{' and '.join(missing)} {verb} not installed; install with {_EXTRA}"
+        return None
+
+    def unsupported(self, program: Program, target: Target) -> str | None:
+        """Why it cannot take ``program`` as a whole; None when it can."""
+        if not program.inputs:
+            return "the program has no inputs"
+        return super().unsupported(program, target)
+
+    def refuses(self, program: Program, node: fx.Node, target: Target) -> str | None:
+        """Why it cannot take a node; None when it can."""
+        if is_random(node):
+            return "draws random numbers"
+        for tensor in _tensors(node):
+            if tensor.dtype not in TAKEN:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                return f"works on {kind}, for which ONNX Runtime lacks kernels on cpu"
+            if free_unbacked_symbols(tensor):
+                return "has a size that depends on the data"
+        return None
+
+    def lower(self, program: Program, inputs: Tensors, target: Target) -> ONNXRuntimeLowering:
+        """Translates ``program``, once for all batch sizes where that is possible."""
+        return ONNXRuntimeLowering(program, inputs, target, self.spinning)
+
+
+def _tensors(node: fx.Node) -> Iterator[torch.Tensor]:
+    """What a node takes and yields."""
+    for each in (*node.all_input_nodes, node):
+        value: Any = each.meta.get("val")
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        yield from (item for item in values if isinstance(item, torch.Tensor))

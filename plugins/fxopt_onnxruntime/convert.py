@@ -1,0 +1,98 @@
+"""From a program to a session of ONNX Runtime, one for all batch sizes where that is possible."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fxopt.plugin import BackendError, Lowering, Program, Target, Tensors, export_program
+from fxopt_onnxruntime.execute import ONNXRuntimeExecutable
+from fxopt_onnxruntime.session import Session
+from fxopt_onnxruntime.translate import translate
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+class ONNXRuntimeLowering(Lowering):
+    """A program as a session of ONNX Runtime.
+
+    With a symbolic batch one session serves all sizes: the runtime's kernels take their sizes at
+    run time, so nothing would be gained by a session, and a copy of the weights, for each. Where
+    the exported program has its batch fixed, each set of input shapes gets a session of its own.
+
+    Args:
+        program: What to convert.
+        inputs: Inputs to export it with.
+        target: The CPU, and how many threads a call may use.
+        spinning: Whether idle threads of the runtime wait in a loop.
+
+    Raises:
+        BackendError: Neither way of converting works.
+    """
+
+    def __init__(self, program: Program, inputs: Tensors, target: Target, spinning: bool) -> None:
+        self._program = program
+        self._target = target
+        self._spinning = spinning
+        self._any_batch = self._session_for_any_batch(inputs)
+        self._fixed = None if self._any_batch else (_shapes(inputs), self._session(inputs))
+
+    def compile(self, inputs: Tensors) -> ONNXRuntimeExecutable:
+        """Code for inputs of these shapes.
+
+        Raises:
+            BackendError: ONNX Runtime cannot convert or run it for them.
+        """
+        if self._any_batch is not None:
+            try:
+                return ONNXRuntimeExecutable(self._any_batch, inputs)
+            except BackendError:
+                self._any_batch = None
+        return ONNXRuntimeExecutable(self._session_for(inputs), inputs)
+
+    def _session_for(self, inputs: Tensors) -> Session:
+        if self._fixed is None or self._fixed[0] != _shapes(inputs):
+            self._fixed = (_shapes(inputs), self._session(inputs))
+        return self._fixed[1]
+
+    def _session_for_any_batch(self, inputs: Tensors) -> Session | None:
+        if not self._program.signature.batch:
+            return None
+        try:
+            exported = export_program(self._program, self._widened(inputs), dynamic=True)
+            return self._start(translate(exported)) if _has_symbolic_inputs(exported) else None
+        except BackendError:
+            return None
+
+    def _session(self, inputs: Tensors) -> Session:
+        return self._start(translate(export_program(self._program, inputs)))
+
+    def _start(self, model: ir.Model) -> Session:
+        return Session(model, self._target, self._spinning)
+
+    def _widened(self, inputs: Tensors) -> list[torch.Tensor]:
+        """The inputs with a batch of at least 2: torch.export takes a size of 1 as fixed."""
+        pairs = zip(self._program.inputs, inputs, strict=True)
+        return [
+            torch.cat([tensor, tensor])
+            if _has_batch(node.meta["val"]) and len(tensor) == 1
+            else tensor
+            for node, tensor in pairs
+        ]
+
+
+def _has_batch(value: object) -> bool:
+    is_symbolic = isinstance(value, torch.Tensor) and value.dim() > 0
+    return is_symbolic and isinstance(value.shape[0], torch.SymInt)  # type: ignore[attr-defined]
+
+
+def _has_symbolic_inputs(exported: torch.export.ExportedProgram) -> bool:
+    names = set(exported.graph_signature.user_inputs)
+    nodes = [node for node in exported.graph.nodes if node.name in names]
+    return any(_has_batch(node.meta.get("val")) for node in nodes)
+
+
+def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in inputs)

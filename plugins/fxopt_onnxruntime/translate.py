@@ -1,0 +1,72 @@
+"""From an exported program to an ONNX model that ONNX Runtime's integer kernels can take."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from fxopt.plugin import BackendError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_CHATTY = ("torch.onnx", "onnxscript", "onnx_ir")
+
+
+def translate(exported: torch.export.ExportedProgram) -> ir.Model:
+    """A model with QuantizeLinear and DequantizeLinear where the program rounds.
+
+    Args:
+        exported: Plain ATen.
+
+    Raises:
+        BackendError: Some operator has no translation.
+    """
+    from fxopt_onnxruntime.attention import attention_table
+    from fxopt_onnxruntime.rules import prepare, rewrite
+
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                exported,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                custom_translation_table=attention_table(),
+            )
+            assert program is not None
+            prepare(program.model)
+            program.optimize()
+        except Exception as error:
+            raise BackendError(f"the program has no form in ONNX: {_cause(error)}") from error
+        rewrite(program.model)
+    return program.model
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, in one line: the outer ones are advice to users of torch.onnx."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:500]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps warnings about the exporter's own workings from the user; errors are raised anyway."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
