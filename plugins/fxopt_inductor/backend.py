@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import fx
 
 from fxopt.plugin import (
     Backend,
@@ -25,12 +26,22 @@ from fxopt.plugin import (
     Program,
     Target,
     Tensors,
-    export_program,
 )
+from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
+from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
 from fxopt_inductor.toolchain import missing_toolchain
 
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
+Precision = Literal["f32", "bf16"]
+Products = Literal["library", "template", "autotune"]
+
+_BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
+_PRODUCTS: dict[str, dict[str, Any]] = {
+    "library": {},
+    "template": {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"},
+    "autotune": {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"},
+}
 
 # Inductor's configuration and the hook that shows its code are one per process.
 _COMPILING = threading.Lock()
@@ -38,15 +49,56 @@ _COMPILING = threading.Lock()
 
 @dataclass(frozen=True)
 class Inductor(Backend):
-    """Compiles to C++ with weights frozen, folded and packed for oneDNN, in their own dtype."""
+    """Compiles to C++ with weights frozen, folded and packed for oneDNN.
 
-    info = BackendInfo(name="inductor", targets=("cpu",), extra="install g++ and Python's headers")
+    Layers that the program holds in int8 run on oneDNN's int8 operators. What is left computes
+    in ``precision``.
+
+    Attributes:
+        precision: Of convolutions, matrix products and attention that are not in int8.
+        products: Who computes int8 matrix products: oneDNN (``library``); code that Inductor
+            writes, in which they fuse with all that follows (``template``); or whichever of both
+            is faster in a trial of each (``autotune``), which also tries the float ones.
+        cpp_wrapper: Whether the code that calls the kernels is C++, which calls faster than
+            Python and takes longer to compile.
+    """
+
+    precision: Precision = "f32"
+    products: Products = "library"
+    cpp_wrapper: bool = False
+
+    info: ClassVar[BackendInfo] = BackendInfo(
+        name="inductor", targets=("cpu",), extra="install g++ and Python's headers"
+    )
+
+    @property
+    def label(self) -> str:
+        """The name, with the settings that are not the usual ones."""
+        settings: list[str] = [] if self.precision == "f32" else [self.precision]
+        settings += [self.products] if self.products != "library" else []
+        settings += ["c++"] if self.cpp_wrapper else []
+        return " ".join([self.info.name, *settings])
+
+    def variants(self, target: Target, exact: bool) -> Sequence[Backend]:
+        """As it is for exact programs; for lossy ones each way that has won somewhere.
+
+        Quantized nets of small layers are several times as fast with products of Inductor's own,
+        and large ones with the library's. Bfloat16 is for CPUs that have instructions for it.
+        """
+        if exact:
+            return (self,)
+        has_bf16 = bool(_BF16_FEATURES & set(target.features))
+        return tuple(
+            replace(self, precision=precision, products=products, cpp_wrapper=True)
+            for precision in (("f32", "bf16") if has_bf16 else ("f32",))
+            for products in ("library", "template")
+        )
 
     def unavailable(self) -> str | None:
         return missing_toolchain()
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> Lowering:
-        return InductorLowering(program)
+        return InductorLowering(program, self)
 
 
 class InductorLowering(Lowering):
@@ -54,23 +106,44 @@ class InductorLowering(Lowering):
 
     Args:
         program: What to compile.
+        settings: How.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, settings: Inductor) -> None:
         self._program = program
+        self._settings = settings
 
     def compile(self, inputs: Tensors) -> Executable:
         # Detached and dense, as later inputs will be; else their strides would become the code's.
-        examples = [_plain(tensor) for tensor in inputs]
-        module = _flat_module(self._program, examples)
+        examples = [plain(tensor) for tensor in inputs]
+        module = self._module(examples)
         try:
             with _COMPILING, torch.no_grad(), _code_shown() as shown:
                 compiled: Compiled = torch._inductor.compile(
-                    module, list(examples), options={"freezing": True}
+                    module, list(examples), options=self._options()
                 )
         except Exception as error:  # its errors have no common base
             raise BackendError(f"Inductor cannot compile the program: {error}") from error
-        return InductorExecutable(compiled, "\n".join(shown))
+        return InductorExecutable(compiled, "\n".join(shown), heavy_kernels(module))
+
+    def _module(self, examples: Tensors) -> fx.GraphModule:
+        module = flat_module(self._program, examples)
+        bf16, quantized = self._settings.precision == "bf16", is_quantized(module)
+        if not bf16 and not quantized:
+            return module
+        if quantized and (missing := missing_operators()):
+            raise BackendError(missing)
+        rewritten = rewrite(module, Form(compiled=True, bf16=bf16))
+        kernels = heavy_kernels(rewritten).values()
+        if bf16 and not any(kernel.precision == "bf16" for kernel in kernels):
+            raise BackendError("no heavy operation is left for bfloat16")
+        return rewritten
+
+    def _options(self) -> dict[str, Any]:
+        """Inductor's own settings; sizes are not checked on each call: they are those compiled."""
+        options: dict[str, Any] = {"freezing": True, "size_asserts": False}
+        options |= _PRODUCTS[self._settings.products]
+        return options | {"cpp_wrapper": self._settings.cpp_wrapper}
 
 
 class InductorExecutable(Executable):
@@ -79,36 +152,24 @@ class InductorExecutable(Executable):
     Args:
         compiled: What Inductor returned.
         code: Text of the module that it wrote; empty if that could not be seen.
+        layers: The heavy operations of the graph that it compiled, by the names of their nodes.
     """
 
-    def __init__(self, compiled: Compiled, code: str) -> None:
+    def __init__(self, compiled: Compiled, code: str, layers: Mapping[str, Kernel]) -> None:
         self._compiled = compiled
+        self._layers = layers
         self.code = code
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
-            return tuple(self._compiled(*map(_plain, inputs)))
+            return tuple(self._compiled(*map(plain, inputs)))
 
     def kernels(self) -> tuple[Kernel, ...]:
-        return read_kernels(self.code)
+        return read_kernels(self.code, self._layers)
 
     def precisions(self) -> Counter[str]:
         heavy = (kernel for kernel in self.kernels() if kernel.kind in HEAVY_KINDS)
         return Counter(kernel.precision for kernel in heavy)
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous()
-
-
-def _flat_module(program: Program, inputs: Tensors) -> torch.fx.GraphModule:
-    """The program as ATen with fixed sizes, called with flat inputs; it shares the weights."""
-    module: Any = export_program(program, inputs).module(check_guards=False)
-    # The generated code would otherwise flatten inputs and outputs on every call.
-    module.graph.set_codegen(torch.fx.graph.CodeGen())
-    module.recompile()
-    flat: torch.fx.GraphModule = module
-    return flat
 
 
 @contextmanager

@@ -1,0 +1,21 @@
+"""What a rewritten module is made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which of several ways to write the same thing is taken.
+
+    Attributes:
+        compiled: Whether a compiler comes next. It fuses an addition with what follows; run node
+            by node, the operator before the addition computes it too, and writes over one of the
+            addends. For a compiler, pointwise convolutions become linear layers on a matrix with
+            a row for each pixel, which cost it nothing to make.
+        bf16: Whether heavy operations without int8 kernels compute in bfloat16.
+    """
+
+    compiled: bool
+    bf16: bool = False

@@ -1,0 +1,253 @@
+"""The Inductor backend in low precision: int8 and bfloat16, and which kernels its code calls."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fxopt.backends.fallback import find_fallbacks
+from fxopt.cost import find_target
+from fxopt.errors import BackendError
+from fxopt.frontend import capture_program
+from fxopt.passes import Calibration, Context
+from fxopt.plugin import Kernel
+from fxopt_inductor import Inductor
+from fxopt_inductor.flat import flat_module
+from fxopt_inductor.kernels import read_kernels
+from fxopt_inductor.lowp import Form, heavy_kernels, missing_operators, rewrite
+from fxopt_quantize import Quantize
+from tests.building import image, small_cnn
+
+CPU = find_target("cpu")
+
+needs_inductor = pytest.mark.skipif(Inductor().unavailable() is not None, reason="no toolchain")
+needs_int8 = pytest.mark.skipif(missing_operators() is not None, reason="torch without oneDNN")
+
+
+class Net(nn.Module):
+    """A stem, an inverted residual block and a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.expand, self.project = nn.Conv2d(16, 32, 1), nn.Conv2d(32, 16, 1)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        y = nn.functional.hardswish(self.expand(x))
+        x = self.project(nn.functional.relu6(self.depthwise(y))) + x
+        return self.head(x.mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """One layer of a transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(32), nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(y.transpose(1, 2).flatten(2))
+
+
+def quantized(model, x):
+    torch.manual_seed(0)
+    program = capture_program(model.eval(), (x,), {}).clone()
+    context = Context(CPU, calibration=Calibration([(x,)], program.signature))
+    Quantize().run(program, context)
+    return program
+
+
+def compiled(backend, program, *inputs):
+    return backend.lower(program, inputs, CPU).compile(inputs)
+
+
+def relative(one, other):
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A quantized net, its input and what it gives."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    program = quantized(Net(), x)
+    with torch.no_grad():
+        return program, x, program(x)[0]
+
+
+LAYERS = ["stem", "expand", "depthwise", "project", "head"]
+
+
+@needs_inductor
+@needs_int8
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"cpp_wrapper": True}, {"products": "template"}],
+    ids=["python", "c++", "template"],
+)
+def test_quantized_layers_run_in_int8(net, settings):
+    program, x, expected = net
+    code = compiled(replace(Inductor(), **settings), program, x)
+    assert relative(code(x)[0], expected) < 0.01
+    heavy = [k for k in code.kernels() if k.name in LAYERS]
+    assert [(k.name, k.precision) for k in heavy] == [(name, "int8") for name in LAYERS]
+    assert code.precisions() == {"int8": 5}
+    assert find_fallbacks(program, code.kernels()) == ()
+    products = code.code.count("= torch.ops.onednn.qlinear_pointwise")
+    assert products == (3 if not settings else 0)
+    if "products" in settings:
+        fused = [k for k in code.kernels() if "qlinear" in k.name]
+        assert not fused  # each was matched with its layer
+
+
+@needs_inductor
+def test_bfloat16_is_for_heavy_operations_alone():
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 32)
+    program = capture_program(Attention().eval(), (x,), {})
+    code = compiled(Inductor(precision="bf16"), program, x)
+    with torch.no_grad():
+        expected = program(x)[0]
+    output = code(x)[0]
+    assert output.dtype is torch.float32
+    assert 0 < relative(output, expected) < 0.01
+    assert [(k.kind, k.precision) for k in code.kernels() if k.precision != "f32"][:3] == [
+        ("MatMul", "bf16"),
+        ("Attention", "bf16"),
+        ("MatMul", "bf16"),
+    ]
+
+
+def test_values_stay_in_bfloat16_while_they_only_move():
+    x = torch.randn(2, 6, 32)
+    program = capture_program(Attention().eval(), (x,), {})
+    module = rewrite(flat_module(program, (x,)), Form(compiled=True, bf16=True))
+    casts = module.graph.find_nodes(
+        op="call_function", target=torch.ops.aten._to_copy.default, sort=False
+    )
+    dtypes = [node.kwargs["dtype"] for node in casts]
+    # weights and biases of two layers and what the norm gives; the sum takes a float32
+    assert dtypes.count(torch.bfloat16) == 5
+    assert dtypes.count(torch.float32) == 1
+    with torch.no_grad():
+        assert relative(module(x)[0], program(x)[0]) < 0.01
+
+
+@needs_int8
+def test_what_is_not_int8_runs_in_bfloat16():
+    x = torch.randn(2, 6, 32)
+    program = quantized(Attention(), x)
+    module = rewrite(flat_module(program, (x,)), Form(compiled=True, bf16=True))
+    kernels = [(k.kind, k.precision) for k in heavy_kernels(module).values()]
+    assert kernels == [("MatMul", "int8"), ("Attention", "bf16"), ("MatMul", "int8")]
+    with torch.no_grad():
+        assert relative(module(x)[0], program(x)[0]) < 0.02
+
+
+@needs_int8
+def test_bfloat16_is_refused_where_it_changes_nothing(net):
+    program, x, _ = net
+    with pytest.raises(BackendError, match="no heavy operation is left for bfloat16"):
+        compiled(Inductor(precision="bf16"), program, x)
+
+
+def test_double_precision_stays():
+    program = small_cnn()
+    program.module.double()
+    x = image().double()
+    exported = flat_module(program, (x,))
+    module = rewrite(exported, Form(compiled=True, bf16=True))
+    assert {k.precision for k in heavy_kernels(module).values()} == {"f64"}
+    assert torch.equal(module(x)[0], exported(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("features", "exact", "precisions"),
+    [
+        (("avx512_bf16",), False, ["f32", "f32", "bf16", "bf16"]),
+        (("amx_bf16",), False, ["f32", "f32", "bf16", "bf16"]),
+        (("avx512_bf16",), True, ["f32"]),
+        (("avx2",), False, ["f32", "f32"]),
+    ],
+)
+def test_variants(features, exact, precisions):
+    target = replace(CPU, features=features)
+    variants = Inductor().variants(target, exact)
+    assert [variant.precision for variant in variants] == precisions
+    assert len({variant.label for variant in variants}) == len(variants)
+
+
+def test_labels_tell_settings():
+    backend = Inductor(precision="bf16", products="template", cpp_wrapper=True)
+    assert backend.label == "inductor bf16 template c++"
+
+
+def test_layers_are_found_in_code():
+    code = """\
+_frozen_param3 = None  # device(type='cpu') torch.float32 (64,) (1,) 7f7de364d090
+cpp_fused_permute_qlinear_pointwise_view_1 = async_compile.cpp_pybinding(['a'], '''
+    micro_gemm(a)
+''')
+cpp_fused_add_addmm_2 = async_compile.cpp_pybinding(['a'], '''
+    a += 1
+''')
+def call(self, args):
+    # Topologically Sorted Source Nodes: [quantize, a_conv], Original ATen: [onednn.qconv]
+    buf1 = torch.ops.onednn.qconv_pointwise.tensor(buf0, x_scale, _frozen_param3)
+    cpp_fused_permute_qlinear_pointwise_view_1(buf1, buf2)
+    # Topologically Sorted Source Nodes: [linear], Original ATen: [aten.linear]
+    buf3 = torch.ops.mkl._mkl_linear.default(buf2, _frozen_param3)
+    cpp_fused_add_addmm_2(buf3)
+    return (buf3, )
+"""
+    layers = {
+        "a_conv": Kernel("a.conv", "Convolution", "int8"),
+        "b_conv": Kernel("b.conv", "Convolution", "int8"),
+        "linear": Kernel("head", "MatMul", "f32"),
+    }
+    assert read_kernels(code, layers) == (
+        *layers.values(),
+        Kernel("cpp_fused_add_addmm_2", "Fused", "unknown"),
+    )
+    two = {name: layers[name] for name in ("a_conv", "linear")}
+    assert Kernel("cpp_fused_permute_qlinear_pointwise_view_1", "MatMul", "int8") in read_kernels(
+        code, two
+    )
+
+
+def test_a_call_is_not_taken_for_what_comes_before_it():
+    code = """\
+def call(self, args):
+    # Topologically Sorted Source Nodes: [qkv, attention], Original ATen: [aten.attention]
+    buf4 = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(buf0)
+    return (buf4, )
+"""
+    layers = {
+        "qkv": Kernel("qkv", "MatMul", "int8"),
+        "attention": Kernel("attention", "Attention", "bf16"),
+    }
+    assert read_kernels(code, layers) == (layers["attention"],)
+
+
+def test_calls_are_found_in_cpp_code():
+    code = """\
+void inductor_entry_impl(
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(2, a, b, cached_torch_dtype_bfloat16, d,  0, &buf0_handle));
+    cpp_fused_relu_0((float*)(buf1.data_ptr()));
+    // Topologically Sorted Source Nodes: [fc], Original ATen: [aten.linear]
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__qlinear_pointwise_tensor(buf0, x_scale));
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(buf0, buf2));
+} // end
+extern "C" void cpp_fused_relu_0(float* out)
+"""  # noqa: E501 - as it is written
+    assert [(k.name, k.kind, k.precision) for k in read_kernels(code)] == [
+        ("cpp_fused_relu_0", "Fused", "unknown"),
+        ("qlinear_pointwise_tensor", "MatMul", "int8"),
+        ("bmm_out", "MatMul", "bf16"),
+    ]
