@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import fx
 
 from fxopt.cost import Target
 from fxopt.ir import Program
@@ -91,18 +92,48 @@ class Backend(ABC):
         return None
 
     def unsupported(self, program: Program, target: Target) -> str | None:
-        """Why it cannot take ``program``; None when it can."""
+        """Why it cannot take ``program`` as a whole; None when it can.
+
+        Where single nodes are the reason, it is asked again for the parts between them. One that
+        has other reasons, too, gives those first, and then what this says: that ``target`` is not
+        its own, or which node it refuses.
+        """
+        if target.name not in self.info.targets:
+            return f"it lowers to {' and '.join(self.info.targets)}, not to {target.name}"
+        for node in program.nodes:
+            reason = self.refuses(program, node, target) if node.op.startswith("call_") else None
+            if reason is not None:
+                return f"%{node.name} {reason}"
         return None
 
-    def variants(self, target: Target, exact: bool) -> Sequence[Backend]:
+    def refuses(self, program: Program, node: fx.Node, target: Target) -> str | None:
+        """Why it cannot take a node that calls something; None when it can.
+
+        Returns:
+            What goes after the name of the node or of its operator: ``draws random numbers``.
+        """
+        return None
+
+    def variants(self, program: Program, target: Target, exact: bool) -> Sequence[Backend]:
         """The settings of this backend that are worth racing against one another.
 
         Args:
+            program: What is lowered.
             target: What is lowered for.
             exact: Whether the program may change by rounding alone; what is lossy already may
                 as well be computed in a lower precision, as long as its drift stays in bounds.
         """
         return (self,)
+
+    def tunings(self, program: Program, target: Target, milliseconds: float) -> Sequence[Backend]:
+        """Further settings that are worth a try once this one has won the race.
+
+        Args:
+            program: What is lowered.
+            target: What is lowered for.
+            milliseconds: What this one takes.
+        """
+        return ()
 
     @property
     def label(self) -> str:

@@ -57,7 +57,9 @@ class LoweredModule(LeafModule):
         key = tuple((t.shape, t.dtype) for t in inputs)
         code = self._compiled.find(key)
         if code is None:
-            code = self._compile(key, inputs) if self._compiled.admits(key) else self._run_source
+            if not self._compiled.admits(key):
+                return self._run_source(*inputs)
+            code = self._compile(key, inputs)
         return code(*inputs)
 
     def _run_source(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,6 +1,15 @@
-"""What things cost: the target machine and measured latency."""
+"""What things cost: the target machine, measured latency, and counted arithmetic."""
 
+from fxopt.cost.arithmetic import example_bytes, multiply_adds
 from fxopt.cost.measure import Latency, fastest, measure
 from fxopt.cost.target import Target, find_target
 
-__all__ = ["Latency", "Target", "fastest", "find_target", "measure"]
+__all__ = [
+    "Latency",
+    "Target",
+    "example_bytes",
+    "fastest",
+    "find_target",
+    "measure",
+    "multiply_adds",
+]

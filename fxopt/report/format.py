@@ -5,6 +5,7 @@ from __future__ import annotations
 from fxopt.report.records import CandidateRecord, PassRecord, RegionRecord
 
 NONE = "-"
+_REASONS = 3  # why operations stay outside of all regions: more are left to report.json
 
 
 def milliseconds(value: float | None) -> str:
@@ -87,6 +88,21 @@ def candidate(region: RegionRecord, record: CandidateRecord) -> str:
     return f"{record.backend} ({record.version})" if len(versions) > 1 else record.backend
 
 
+def placement(record: CandidateRecord) -> str:
+    """In how many regions it runs, and what stays outside and why; empty where one takes all.
+
+    >>> placement(CandidateRecord("openvino", placed=("a", "b"), outside=("aten.rand is random",)))
+    'openvino (2 regions, 1 operation outside: aten.rand is random)'
+    """
+    if not record.placed:
+        return ""
+    parts = _counted(len(record.placed), "region")
+    if record.outside:
+        reasons = "; ".join(shorten(tuple(dict.fromkeys(record.outside)), _REASONS))
+        parts += f", {_counted(len(record.outside), 'operation')} outside: {reasons}"
+    return f"{record.backend} ({parts})"
+
+
 def next_best(region: RegionRecord) -> str:
     """The fastest candidate that lost, such as ``inductor 15.1``."""
     rivals = [
@@ -98,6 +114,10 @@ def next_best(region: RegionRecord) -> str:
         return NONE
     best = min(rivals, key=lambda other: other.milliseconds or 0.0)
     return f"{candidate(region, best)} {milliseconds(best.milliseconds)}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def shorten(lines: tuple[str, ...], limit: int) -> list[str]:

@@ -59,6 +59,9 @@ class CandidateRecord:
         fallbacks: Layers that were to run in a lower precision than they do, each in a line.
         reason: Why it is out of the race, where it is.
         seconds: Time that building it took.
+        placed: What each backend takes, a line a region; empty where one takes all.
+        outside: For each operation that runs as it stands, what it is and why: ``aten.rand draws
+            random numbers``.
     """
 
     backend: str
@@ -70,6 +73,8 @@ class CandidateRecord:
     fallbacks: tuple[str, ...] = ()
     reason: str = ""
     seconds: float = 0.0
+    placed: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

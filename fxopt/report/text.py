@@ -151,8 +151,15 @@ def _texts(report: Report) -> Table:
     for region in report.regions:
         fallbacks = show.shorten(region.chosen.fallbacks, _SHOWN)
         _listed(grid, "fell back", [f"{region.name}: {line}" for line in fallbacks])
+        _listed(grid, "placed", _placed(region))
         _listed(grid, "out", _losers(region))
     return grid
+
+
+def _placed(region: RegionRecord) -> list[str]:
+    summary = show.placement(region.chosen)
+    lines = show.shorten(region.chosen.placed, _SHOWN)
+    return [f"{region.name}: {line}" for line in (summary, *lines)] if summary else []
 
 
 def _losers(region: RegionRecord) -> list[str]:

@@ -17,6 +17,7 @@ from fxopt_openvino.tensors import TAKEN
 Precision = Literal["f32", "bf16"]
 
 _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
+_SMALL_MS = 1.0
 _EXTRA = "pip install 'fxopt[openvino]'"
 
 
@@ -30,9 +31,12 @@ class OpenVINO(Backend):
 
     Attributes:
         precision: What floating-point operations are computed in.
+        single_thread: Whether a call keeps to one thread: on small nets, waking others costs more
+            than they give.
     """
 
     precision: Precision = "f32"
+    single_thread: bool = False
 
     info: ClassVar[BackendInfo] = BackendInfo(
         name="openvino", targets=("cpu",), extra=_EXTRA, packages=("openvino",)
@@ -40,14 +44,21 @@ class OpenVINO(Backend):
 
     @property
     def label(self) -> str:
-        """The name, with the precision where it is not float32."""
-        return self.info.name if self.precision == "f32" else f"{self.info.name} {self.precision}"
+        """The name, with the settings that are not the usual ones."""
+        settings: list[str] = [self.precision] if self.precision != "f32" else []
+        settings += ["one thread"] if self.single_thread else []
+        return " ".join([self.info.name, *settings])
 
-    def variants(self, target: Target, exact: bool) -> Sequence[Backend]:
+    def variants(self, program: Program, target: Target, exact: bool) -> Sequence[Backend]:
         """Float32; for lossy programs bfloat16 as well, where the CPU has instructions for it."""
         if exact or not _BF16_FEATURES & set(target.features):
             return (self,)
         return (self, replace(self, precision="bf16"))
+
+    def tunings(self, program: Program, target: Target, milliseconds: float) -> Sequence[Backend]:
+        """One thread, for small nets."""
+        small = milliseconds < _SMALL_MS and target.threads > 1 and not self.single_thread
+        return (replace(self, single_thread=True),) if small else ()
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here; None when it can."""
@@ -56,29 +67,31 @@ class OpenVINO(Backend):
         return None
 
     def unsupported(self, program: Program, target: Target) -> str | None:
-        """Why it cannot take ``program``; None when it can."""
-        return next(_obstacles(program, target), None)
+        """Why it cannot take ``program`` as a whole; None when it can."""
+        if not program.inputs:
+            return "the program has no inputs"
+        return super().unsupported(program, target)
 
-    def lower(self, program: Program, inputs: Tensors, target: Target) -> OpenVINOLowering:
-        """Translates ``program``, once for all batch sizes where that is possible."""
-        return OpenVINOLowering(program, inputs, target, self.precision)
-
-
-def _obstacles(program: Program, target: Target) -> Iterator[str]:
-    if target.name not in OpenVINO.info.targets:
-        yield f"it lowers to cpu, not to {target.name}"
-    if not program.inputs:
-        yield "the program has no inputs"
-    for node in program.nodes:
+    def refuses(self, program: Program, node: fx.Node, target: Target) -> str | None:
+        """Why it cannot take a node; None when it can."""
         if is_random(node):
-            yield f"%{node.name} draws random numbers"
+            return "draws random numbers"
         for tensor in _tensors(node):
             if tensor.dtype not in TAKEN:
                 kind = str(tensor.dtype).removeprefix("torch.")
-                yield f"%{node.name} is {kind}, which OpenVINO would compute in another precision"
+                return f"works on {kind}, which OpenVINO would compute in another precision"
+        return None
+
+    def lower(self, program: Program, inputs: Tensors, target: Target) -> OpenVINOLowering:
+        """Translates ``program``, once for all batch sizes where that is possible."""
+        if self.single_thread:
+            target = replace(target, threads=1)
+        return OpenVINOLowering(program, inputs, target, self.precision)
 
 
 def _tensors(node: fx.Node) -> Iterator[torch.Tensor]:
-    value: Any = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    yield from (item for item in values if isinstance(item, torch.Tensor))
+    """What a node takes and yields."""
+    for each in (*node.all_input_nodes, node):
+        value: Any = each.meta.get("val")
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        yield from (item for item in values if isinstance(item, torch.Tensor))

@@ -1,6 +1,7 @@
 """Backends that misbehave are excluded with a reason, and the next best one is used."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -116,8 +117,6 @@ def test_one_that_is_missing_is_noted(model, x, plugins):
 
 
 def test_slower_than_the_original_is_not_kept(model, x, plugins):
-    import time
-
     @dataclass(frozen=True)
     class Slow(Backend):
         info = BackendInfo("slow", ("cpu",))
@@ -146,7 +145,7 @@ class Coarse(Backend):
     def label(self):
         return "coarse" if self.error else "fine"
 
-    def variants(self, target, exact):
+    def variants(self, program, target, exact):
         return [self] if exact else [self, Coarse(error=0.01)]
 
     def lower(self, program, inputs, target):
@@ -170,3 +169,41 @@ def test_without_a_drift_only_exact_variants_race(model, x, plugins):
     plugins(backends=[Coarse])
     fast = fxopt.optimize(model, (x,), backends=["coarse"])
     assert {c.backend for c in fast.report.regions[0].candidates} == {"fine", "torch"}
+
+
+@dataclass(frozen=True)
+class Tunable(Backend):
+    """Has a setting that is only worth a try once it has won."""
+
+    info = BackendInfo("tunable", ("cpu",))
+    tuned: bool = False
+    wrong: bool = False
+
+    @property
+    def label(self):
+        return "tunable" + " tuned" * self.tuned + " wrong" * self.wrong
+
+    def tunings(self, program, target, milliseconds):
+        return [replace(self, tuned=True), replace(self, tuned=True, wrong=True)]
+
+    def lower(self, program, inputs, target):
+        expected = {len(inputs[0]): program.module(*inputs)}
+
+        def call(*given):  # faster than anything that computes
+            if len(given[0]) not in expected:
+                expected[len(given[0])] = program.module(*given)
+            if not self.tuned:
+                time.sleep(1e-4)
+            return tuple(t * (1 + self.wrong) for t in expected[len(given[0])])
+
+        return Compile(call)
+
+
+def test_a_winner_is_tuned(model, x, plugins):
+    plugins(backends=[Tunable])
+    fast = fxopt.optimize(model, (x,), backends=["tunable"])
+    region = fast.report.regions[0]
+    tried = {c.backend: c for c in region.candidates}
+    assert region.chosen.backend == "tunable tuned"
+    assert tried["tunable"].milliseconds > region.chosen.milliseconds
+    assert "output error" in tried["tunable tuned wrong"].reason

@@ -111,7 +111,7 @@ class Fleet(Bad):
     def label(self):
         return f"fleet that {self.what}"
 
-    def variants(self, target, exact):
+    def variants(self, program, target, exact):
         return [Fleet(what) for what in ("crashes", "hangs", "raises", "is wrong", "is right")]
 
 

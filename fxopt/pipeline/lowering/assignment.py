@@ -26,6 +26,11 @@ class Share:
     backend: Backend
     nodes: frozenset[str] | None = None
 
+    def unsupported(self, program: Program, target: Target) -> str | None:
+        """Why the backend cannot take its share of ``program``; None when it can."""
+        part = program if self.nodes is None else region_of(program, self).program
+        return self.backend.unsupported(part, target)
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -48,11 +53,24 @@ class Assignment:
         """Whether nothing is lowered at all."""
         return all(share.backend.info.native for share in self.shares)
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether one backend has the whole program."""
+        return len(self.shares) == 1 and self.shares[0].nodes is None
+
+    def placed(self, program: Program) -> tuple[str, ...]:
+        """What each backend takes of ``program``, a line a region; empty where one takes all."""
+        return tuple(
+            _described(program, share.backend.label, share.nodes)
+            for share in self.shares
+            if share.nodes is not None
+        )
+
     def applied(self, program: Program, target: Target) -> Program:
         """A copy of ``program``, same weights, whose shares run as lowered code.
 
         Raises:
-            BackendError: A share computes nothing.
+            BackendError: A share computes nothing, or is no convex set.
         """
         copied = Program(_copy_sharing(program), program.signature, program.notes)
         lowered = [share for share in self.shares if not share.backend.info.native]
@@ -72,15 +90,22 @@ def region_of(program: Program, share: Share) -> Region:
     """The nodes of a share, cut out.
 
     Raises:
-        BackendError: It computes nothing.
+        BackendError: There is nothing to compute, or it is no convex set.
     """
     if share.nodes is None:
         region = whole_region(program)
     else:
         region = cut_region(program, list(_named(program, share.nodes)))
-    if region is None:
-        raise BackendError("the program computes nothing")
+    if region is None or not region.outputs:
+        raise BackendError("there is nothing to compute")
     return region
+
+
+def _described(program: Program, label: str, names: frozenset[str]) -> str:
+    operations = [node.name for node in _named(program, names) if node.op.startswith("call_")]
+    count = f"{len(operations)} operation{'s' * (len(operations) != 1)}"
+    ends = f": %{operations[0]} to %{operations[-1]}" if operations else ""
+    return f"{label} {count}{ends}"
 
 
 def _named(program: Program, names: frozenset[str]) -> Iterator[torch.fx.Node]:

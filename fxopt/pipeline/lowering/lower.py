@@ -11,10 +11,11 @@ from fxopt.emit import OptimizedModule, emit
 from fxopt.pipeline.lowering.assignment import Assignment
 from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import LoweringJob
-from fxopt.pipeline.lowering.mixing import mixed
+from fxopt.pipeline.lowering.mixing import mixtures
 from fxopt.pipeline.lowering.offers import offers
 from fxopt.pipeline.lowering.race import first_right, race
 from fxopt.pipeline.lowering.screen import screen
+from fxopt.pipeline.lowering.tune import tunings
 from fxopt.pipeline.lowering.tuning import drop_slow, tuning_file
 from fxopt.pipeline.lowering.version import REDUCED, Version
 from fxopt.report import RegionRecord
@@ -61,10 +62,10 @@ def lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
         candidates.append(plain)
     timed = [candidate for candidate in candidates if candidate.module is not None]
     before = race(timed, job)
-    mixture = mixed(timed, job)
-    if mixture is not None:
-        candidates.append(mixture)
-        before = _challenge(mixture, timed, before, job)
+    for challengers in (tunings, mixtures):
+        late = challengers(timed, job)
+        candidates += late
+        before = _challenge(late, timed, before, job)
     tuning.write(known | _measured(candidates))
     timed.sort(key=_merit)
     winner = first_right(timed, plain, before, job)
@@ -72,15 +73,18 @@ def lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
 
 
 def _challenge(
-    mixture: Candidate, timed: list[Candidate], before: Latency, job: LoweringJob
+    late: Sequence[Candidate], timed: list[Candidate], before: Latency, job: LoweringJob
 ) -> Latency:
-    """Races a mixture against the best of the others and the original, if it is right."""
-    _try(mixture, job)
-    if mixture.module is None:
+    """Races candidates that came late against the best so far and the original."""
+    screen(late, job)
+    for candidate in late:
+        _try(candidate, job)
+    right = [candidate for candidate in late if candidate.module is not None]
+    if not right:
         return before
     best = min(timed, key=lambda candidate: candidate.median)
-    timed.append(mixture)
-    return race([best, mixture], job)
+    timed += right
+    return race([best, *right], job)
 
 
 def _measured(candidates: Sequence[Candidate]) -> dict[str, float]:
