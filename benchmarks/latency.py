@@ -1,172 +1,166 @@
-"""fxopt beside its rivals, all in one run: latency and output error, fp32 and int8.
+"""fxopt beside its rivals, all in one run: latency and output error in fp32, bf16 and int8.
 
 Usage:
-    python benchmarks/latency.py                                   resnet50, mobilenet, ViT
-    python benchmarks/latency.py resnet18 --batch 8 --rounds 8
-    python benchmarks/latency.py vit_b_16 --precision int8 --out benchmarks/results/vit.json
+    python benchmarks/latency.py --batch 1,8 --torch-only --max-autotune --out study.json
+    python benchmarks/latency.py resnet18 --precision int8 --rivals 'openvino*,onnxruntime*'
+    python benchmarks/peak.py study.json                 adds the distance to the machine's limit
+    python benchmarks/latency.py --render study.json     writes benchmarks/results/latency.md
 
-All candidates of a model are built first, then timed round robin in bursts, with a pause before
-each burst so that one rival's spinning threads do not slow the next one. Figures are medians in
-milliseconds. "error" is the relative output error against eager fp32. The verdict compares fxopt
-with the fastest rival of the same precision, for int8 among those whose error is no larger.
+Each model and batch size runs in a process of its own. With --out, one that the file has is
+skipped (--redo runs it again), and the file is written after each. All candidates of a model are
+built first, then timed in turns in bursts, with a pause before each burst so that one rival's
+spinning threads do not slow the next one. A rival that fails, or is not built within --limit
+seconds, is a row with a remark.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import logging
+import multiprocessing
 import sys
-import time
 import warnings
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import torch
-from rivals import FP32, INT8, Builder, Call, Inputs
-from tabulate import tabulate
-from torch import nn
-from zoo import build
+from machine import describe_machine, machine_text
+from render import case_table, render, render_verdicts
+from rows import PRECISIONS, Results, Row, load
+from study import BUILDING, Options, run, suited
+from zoo import MODELS
 
-import fxopt
-from fxopt.cost import find_target, measure
-
-DEFAULT = ("resnet50", "mobilenet_v3_large", "vit_b_16")
-
-
-@dataclass
-class Row:
-    """One candidate on one model."""
-
-    model: str
-    batch: int
-    precision: str
-    candidate: str
-    milliseconds: float = 0.0
-    spread: float = 0.0
-    error: float = 0.0
-    build_seconds: float = 0.0
-    remark: str = ""
-
-
-def fxopt_exact(model: nn.Module, inputs: Inputs) -> Call:
-    fast = fxopt.optimize(model, inputs, progress=_log)
-    return lambda: fast(*inputs)
-
-
-def fxopt_int8(model: nn.Module, inputs: Inputs) -> Call:
-    fast = fxopt.optimize(
-        model, inputs, passes="cleanup,fold_bn,quantize", calibration=[inputs], progress=_log
-    )
-    print(fast.report, file=sys.stderr)
-    return lambda: fast(*inputs)
-
-
-def candidates(precisions: list[str]) -> dict[tuple[str, str], Builder]:
-    """The builders by (precision, name). Eager fp32 is always among them: errors refer to it."""
-    chosen: dict[tuple[str, str], Builder] = {("fp32", "eager"): FP32["eager"]}
-    if "fp32" in precisions:
-        chosen |= {("fp32", name): builder for name, builder in FP32.items()}
-        chosen["fp32", "fxopt"] = fxopt_exact
-    if "int8" in precisions:
-        chosen |= {("int8", name): builder for name, builder in INT8.items()}
-        chosen["int8", "fxopt int8"] = fxopt_int8
-    return chosen
-
-
-def run(name: str, batch: int, precisions: list[str], rounds: int) -> list[Row]:
-    """Builds, checks and times every candidate on one model."""
-    model, inputs = build(name, batch)
-    rows, calls = [], {}
-    reference = None
-    for (precision, candidate), builder in candidates(precisions).items():
-        row = Row(name, batch, precision, candidate)
-        rows.append(row)
-        start = time.perf_counter()
-        try:
-            call = builder(model, inputs)
-            output = call()
-        except Exception as error:  # a rival that fails on a model is a result, not a failure
-            row.remark = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
-            continue
-        row.build_seconds = time.perf_counter() - start
-        reference = output if reference is None else reference
-        row.error = float((output.float() - reference).norm() / reference.norm())
-        calls[candidate] = call
-        _log(f"{name}: built {candidate} in {row.build_seconds:.0f} s")
-    latencies = measure(calls, rounds=rounds, burst=7)
-    for row in rows:
-        if row.candidate in latencies:
-            row.milliseconds = latencies[row.candidate].median
-            row.spread = latencies[row.candidate].spread
-    return rows
-
-
-def verdicts(rows: list[Row]) -> list[list[Any]]:
-    """Per model and precision: fxopt against the best rival that may be compared with it."""
-    lines = []
-    for own in (row for row in rows if row.candidate.startswith("fxopt") and row.milliseconds):
-        rivals = [
-            row
-            for row in rows
-            if (row.model, row.batch, row.precision) == (own.model, own.batch, own.precision)
-            and not row.candidate.startswith("fxopt")
-            and row.milliseconds
-            and (own.precision == "fp32" or row.error <= own.error)
-        ]
-        if own.precision == "int8":  # the exact model is a rival too: int8 has to pay
-            rivals += [r for r in rows if r.model == own.model and r.precision == "fp32"]
-            rivals = [r for r in rivals if not r.candidate.startswith("fxopt") and r.milliseconds]
-        best = min(rivals, key=lambda row: row.milliseconds)
-        ratio = own.milliseconds / best.milliseconds
-        lines.append([own.model, own.precision, own.milliseconds, best.candidate, ratio])
-    return lines
+PAGE = Path(__file__).parent / "results" / "latency.md"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=DEFAULT)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--precision", default="fp32,int8")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    rows: list[Row] = []
-    target = find_target("cpu")
-    print(f"{target.chip}, {target}, torch {torch.__version__}")
+    arguments = _arguments()
+    if arguments.render:
+        arguments.page.write_text(render(load(arguments.render)))
+        print(f"wrote {arguments.page}")
+        return
+    _quiet()
+    results = _opened(arguments.out)
+    print(machine_text(results.machine))
+    for name in arguments.models:
+        for batch in arguments.batch:
+            _study(name, batch, arguments, results)
+    print(f"\n{render_verdicts(results)}")
+
+
+def _study(name: str, batch: int, arguments: argparse.Namespace, results: Results) -> None:
+    options = _options(arguments)
+    print(f"\n{name}, batch {batch}", flush=True)
+    if not arguments.redo and results.has(name, batch, suited(name, options)):
+        print("in the file already")
+        return
+    rows = _run_apart(name, batch, options)
+    if not rows:
+        print("its process crashed: no results")
+        return
+    results.put(rows)
+    print(case_table(results.of(name, batch)), flush=True)
+    if arguments.out:
+        results.save(arguments.out)
+
+
+def _run_apart(name: str, batch: int, options: Options) -> list[Row]:
+    """Runs one case in a process of its own: the next one finds nothing compiled or kept.
+
+    A candidate that crashes the process while it is built is left out, and the case begun anew.
+    """
+    rows, culprit = _run_once(name, batch, options)
+    while culprit:
+        print(f"{culprit} crashed the process; once more without it", flush=True)
+        options = replace(options, crashed=(*options.crashed, culprit))
+        rows, culprit = _run_once(name, batch, options)
+    return rows
+
+
+def _run_once(name: str, batch: int, options: Options) -> tuple[list[Row], str]:
+    """The rows, or none and the name of what crashed the process while it was built."""
+    spawn = multiprocessing.get_context("spawn")
+    with TemporaryDirectory() as folder:
+        try:
+            with ProcessPoolExecutor(1, mp_context=spawn, initializer=_quiet) as process:
+                case = process.submit(_without_gradients, name, batch, options, Path(folder))
+                return case.result(), ""
+        except BrokenProcessPool:
+            building = Path(folder) / BUILDING
+            return [], building.read_text() if building.exists() else ""
+
+
+def _without_gradients(name: str, batch: int, options: Options, folder: Path) -> list[Row]:
     with torch.no_grad():
-        for name in options.models:
-            rows += run(name, options.batch, options.precision.split(","), options.rounds)
-            _print(rows, name)
-            if options.out:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    headers = ["model", "precision", "fxopt ms", "best rival", "ratio"]
-    print(tabulate(verdicts(rows), headers=headers, floatfmt=".3f"))
+        return run(name, batch, options, folder)
 
 
-def _print(rows: list[Row], model: str) -> None:
-    own = sorted((r for r in rows if r.model == model), key=lambda r: r.milliseconds or 1e9)
-    table = [
-        [
-            r.precision,
-            r.candidate,
-            r.milliseconds,
-            r.spread,
-            f"{r.error:.1e}",
-            r.build_seconds,
-            r.remark,
-        ]
-        for r in own
-    ]
-    headers = ["precision", "candidate", "ms", "+-", "error", "build s", ""]
-    print(f"\n{model}, batch {own[0].batch}")
-    print(tabulate(table, headers=headers, floatfmt=".2f"), flush=True)
+def _quiet() -> None:
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
 
 
-def _log(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
+def _opened(path: Path | None) -> Results:
+    """The results to go on with, if they are this machine's."""
+    here = describe_machine()
+    if path is None or not path.exists():
+        return Results(here)
+    results = load(path)
+    if results.machine != here:
+        sys.exit(f"{path} is of another machine, thread count or version; choose another --out")
+    return results
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        precisions=tuple(arguments.precision),
+        rivals=tuple(arguments.rivals),
+        torch_only=arguments.torch_only,
+        max_autotune=arguments.max_autotune,
+        rounds=arguments.rounds,
+        limit=arguments.limit,
+        time_limit=arguments.time_limit,
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("models", nargs="*", default=MODELS, help="names in the zoo; by default all of the study")
+    add("--batch", type=_sizes, default=[1], help="batch sizes, such as 1,8")
+    add("--precision", type=_precisions, default=list(PRECISIONS), help="such as fp32,int8")
+    add("--rivals", type=_words, default=["*"], help="patterns of names, such as 'torch*,openvino'")
+    add("--torch-only", action="store_true", help="add fxopt without optional runtimes")
+    add("--max-autotune", action="store_true", help="add the rivals that tune for minutes")
+    add("--rounds", type=int, default=8, help="turns of each candidate")
+    add("--limit", type=float, default=600.0, help="seconds to build a rival; 0 is no limit")
+    add("--time-limit", type=float, help="seconds given to fxopt.optimize")
+    add("--out", type=Path, help="a JSON file of results to write, or to go on with")
+    add("--redo", action="store_true", help="run again what the file has")
+    add("--render", type=Path, metavar="JSON", help="only write the page from such a file")
+    add("--page", type=Path, default=PAGE, help="where to write it")
+    return parser.parse_args()
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _sizes(text: str) -> list[int]:
+    return [int(word) for word in _words(text)]
+
+
+def _precisions(text: str) -> list[str]:
+    words = _words(text)
+    unknown = set(words) - set(PRECISIONS)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are {PRECISIONS}")
+    return words
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from fxopt.backends.cache import LIMIT
 from fxopt.cost import find_target
 from fxopt.emit import emit
 from fxopt.frontend import capture_program
-from fxopt.pipeline.lowering.assignment import whole
+from fxopt.pipeline.assignment import whole
 from fxopt.registry import default_registry
 
 CPU = find_target("cpu")

@@ -15,7 +15,7 @@ from fxopt.cost import find_target
 from fxopt.errors import BackendError
 from fxopt.frontend import capture_program
 from fxopt.ir import Program
-from fxopt.pipeline.lowering.assignment import Assignment, Share
+from fxopt.pipeline.assignment import Assignment, Share
 from fxopt.testing.strategies import generated_cases
 from fxopt_eager import Eager
 from tests.building import Builder, aten

@@ -17,11 +17,11 @@ from torch import nn
 
 from fxopt.cost import Latency
 from fxopt.pipeline import compare
+from fxopt.pipeline.assignment import Assignment, Share, whole
 from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.isolation.folder import LockedFolder
 from fxopt.pipeline.isolation.records import TrialResult, result_from_json, result_to_json
 from fxopt.pipeline.isolation.wire import GarbageError, Inbox, receive, send
-from fxopt.pipeline.lowering.assignment import Assignment, Share, whole
 from fxopt_eager import Eager
 from tests.building import Builder, aten, image, small_cnn
 from tests.pipeline.bad_backends import Bad
@@ -266,7 +266,7 @@ from tests.pipeline.support import TARGET
 from tests.pipeline.bad_backends import Bad
 from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.isolation.folder import LockedFolder
-from fxopt.pipeline.lowering.assignment import whole
+from fxopt.pipeline.assignment import whole
 isolation = Isolation(plugins=("tests.pipeline.bad_backends",))
 program = small_cnn()
 parcel = isolation.pack(program, [[image()]], [program(image())])

@@ -17,8 +17,8 @@ from fxopt.backends import Backend, BackendInfo, LoweredModule
 from fxopt.backends.boundary import is_free, is_operation, is_tuple, size_of_input
 from fxopt.cost import find_target, multiply_adds
 from fxopt.ir import LeafModule
+from fxopt.pipeline.assignment import Assignment, Share
 from fxopt.pipeline.lowering import LoweringJob, exact_version, lower
-from fxopt.pipeline.lowering.assignment import Assignment, Share
 from fxopt.pipeline.partition.chain import balanced_cuts, cut_points, segments
 from fxopt.pipeline.partition.mix import MixingJob, Mixture, Rival, find_mixture
 from fxopt.pipeline.partition.plan import cheapest_chain, seam_savings

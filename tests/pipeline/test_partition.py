@@ -15,8 +15,8 @@ from fxopt.backends import BackendInfo, LoweredModule, cut_region
 from fxopt.cost import find_target, multiply_adds
 from fxopt.frontend import capture_program
 from fxopt.ir import ScaledDotProductAttention
+from fxopt.pipeline.assignment import Assignment, Share
 from fxopt.pipeline.lowering import LoweringJob, exact_version, lower
-from fxopt.pipeline.lowering.assignment import Assignment, Share
 from fxopt.pipeline.lowering.offers import offers
 from fxopt.pipeline.partition import partition
 from fxopt.pipeline.partition.operations import operation_graph

@@ -18,6 +18,7 @@ from fxopt.cost import Target
 from fxopt.errors import PluginError
 from fxopt.ir import Program
 from fxopt.ir.saving.values import UnsavableError
+from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.isolation.folder import LockedFolder
 from fxopt.pipeline.isolation.parcel import Parcel, make_parcel
 from fxopt.pipeline.isolation.plugins import registry_with
@@ -28,7 +29,6 @@ from fxopt.pipeline.isolation.records import (
     result_from_json,
     target_to_json,
 )
-from fxopt.pipeline.lowering.assignment import Assignment
 
 
 class Isolation:

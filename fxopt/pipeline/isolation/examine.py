@@ -16,10 +16,10 @@ from fxopt.cost import Latency, Target, measure
 from fxopt.errors import FxoptError, SavingError
 from fxopt.ir import Program
 from fxopt.ir.saving import load_program
+from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.compare import Comparison, compare
 from fxopt.pipeline.isolation.parcel import load_examples
 from fxopt.pipeline.isolation.records import TrialResult, assignment_from_json, target_from_json
-from fxopt.pipeline.lowering.assignment import Assignment
 from fxopt.pipeline.sandbox import copy_inputs
 from fxopt.registry import Registry
 

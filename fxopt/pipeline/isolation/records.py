@@ -12,8 +12,8 @@ import torch
 from fxopt.backends import Backend, Kernel
 from fxopt.cost import Latency, Target
 from fxopt.ir.saving.values import UnsavableError, decode, encode
+from fxopt.pipeline.assignment import Assignment, Share
 from fxopt.pipeline.compare import Comparison
-from fxopt.pipeline.lowering.assignment import Assignment, Share
 from fxopt.registry import Registry
 
 Outcome = Literal["ran", "refused", "died", "not isolated"]

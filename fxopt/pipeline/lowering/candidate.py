@@ -14,8 +14,8 @@ from fxopt.cost import Latency
 from fxopt.emit import OptimizedModule, emit
 from fxopt.errors import FxoptError
 from fxopt.ir import Program
+from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.compare import compare
-from fxopt.pipeline.lowering.assignment import Assignment
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.version import Version
 from fxopt.report import CandidateRecord

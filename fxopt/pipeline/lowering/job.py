@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fxopt.backends import Backend
 from fxopt.cost import Target
 from fxopt.emit import OptimizedModule
-
-if TYPE_CHECKING:
-    from fxopt.pipeline.isolation import Isolation
+from fxopt.pipeline.isolation import Isolation
 
 
 @dataclass(frozen=True)

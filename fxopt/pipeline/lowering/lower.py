@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fxopt.cost import Latency
 from fxopt.emit import OptimizedModule, emit
-from fxopt.pipeline.lowering.assignment import Assignment
+from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.mixing import mixtures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxopt.pipeline.lowering.assignment import Assignment, Share
+from fxopt.pipeline.assignment import Assignment, Share
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.partition.mix import MixingJob, Rival, find_mixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fxopt.backends import Backend
-from fxopt.pipeline.lowering.assignment import Assignment, Share, whole
+from fxopt.pipeline.assignment import Assignment, Share, whole
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.version import REDUCED, Version

@@ -10,15 +10,11 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
+from fxopt.pipeline.isolation import Isolation, Parcel, TrialResult
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.version import Version
-
-if TYPE_CHECKING:
-    from fxopt.pipeline.isolation import Isolation, Parcel, TrialResult
-
 
 # A single measurement on a noisy machine says no more than this; the race decides the rest.
 _CLOSE = 1.25

@@ -1,0 +1,50 @@
+"""The machine that a benchmark ran on, for its table."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from fxopt.cost import find_target
+
+_PACKAGES = ("torch", "torchao", "torchvision", "transformers", "onnxruntime", "openvino", "nncf")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Chip, instruction sets, cores, memory and versions, as plain data."""
+    target = find_target("cpu")
+    return {
+        "chip": target.chip,
+        "features": list(target.features),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def machine_text(machine: dict[str, Any]) -> str:
+    """The machine in a sentence."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['chip']}, {machine['cores']} cores, {machine['threads']} threads used, "
+        f"{machine['memory_gib']} GiB of memory, {', '.join(machine['features'])}; "
+        f"{machine['system']}, Python {machine['python']}, {versions}"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_gib() -> int:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)

@@ -1,0 +1,153 @@
+"""How far from the machine's limit each model runs.
+
+Usage:
+    python benchmarks/peak.py                 the machine's peaks alone
+    python benchmarks/peak.py study.json      and each model's share, added to the file
+
+The peak of a precision is the fastest of a few large matrix products and convolutions, by torch
+and by whatever else is installed, in billion multiply-adds a second (GMAC/s).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rivals import Call, openvino, pt2e, pytorch
+from rows import OWN, PRECISIONS, Results, load
+from tabulate import tabulate
+from torch import nn
+from zoo import build
+
+from fxopt.cost import measure
+
+SHAPES = ((1024, 1024, 1024), (1024, 4096, 1024), (2048, 2048, 2048))
+"""Rows, inner size and columns of the matrix products."""
+
+IMAGES = ((64, 56), (256, 56))
+"""Channels and side of the images of the 3x3 convolutions, of batch 4."""
+
+ROUNDS = 5
+
+Builder = Callable[[], Call]
+
+
+# --- the machine ----------------------------------------------------------------------------
+
+
+def measure_peaks() -> dict[str, dict[str, Any]]:
+    """For each precision the highest rate, and what reached it."""
+    calls, macs = {}, {}
+    for precision, name, count, builder in _contenders():
+        try:
+            calls[precision, name] = builder()
+        except Exception as error:  # a runtime that is missing, or cannot do it, sets no peak
+            print(f"  {precision} {name}: {type(error).__name__}", file=sys.stderr)
+        macs[precision, name] = count
+    best: dict[str, dict[str, Any]] = {p: {"gmacs": 0.0, "by": "nothing ran"} for p in PRECISIONS}
+    for (precision, name), latency in measure(calls, rounds=ROUNDS).items():
+        # of the fastest call: a peak is what the machine can do, not what it does mostly
+        rate = macs[precision, name] / min(latency.milliseconds) / 1e6
+        print(f"  {precision} {name}: {rate:.0f} GMAC/s", file=sys.stderr, flush=True)
+        if rate > best[precision]["gmacs"]:
+            best[precision] = {"gmacs": rate, "by": name}
+    return best
+
+
+def _contenders() -> Iterator[tuple[str, str, int, Builder]]:
+    """Precision, name, multiply-adds and builder of all that may set the peak."""
+    for m, k, n in SHAPES:
+        size, macs = f"{m}x{k}x{n}", m * k * n
+        layer, x = nn.Linear(k, n).eval(), torch.randn(m, k)
+        yield "fp32", f"torch mm {size}", macs, _product(m, k, n, torch.float32)
+        yield "bf16", f"torch mm {size}", macs, _product(m, k, n, torch.bfloat16)
+        yield from _built(f"linear {size}", macs, layer, x)
+    for channels, side in IMAGES:
+        conv, x = nn.Conv2d(channels, channels, 3, padding=1), torch.randn(4, channels, side, side)
+        macs = x.numel() * channels * 9
+        yield from _built(f"3x3 convolution of {channels} channels", macs, conv.eval(), x)
+
+
+def _built(
+    what: str, macs: int, layer: nn.Module, x: torch.Tensor
+) -> Iterator[tuple[str, str, int, Builder]]:
+    ways = {
+        "fp32": (("torch.compile", pytorch.compiled), ("openvino", openvino.fp32)),
+        "bf16": (("torch.compile", pytorch.compiled_bf16), ("openvino", openvino.bf16)),
+        "int8": (("torchao pt2e", pt2e.int8), ("openvino", openvino.int8_fp32)),
+    }
+    for precision, builders in ways.items():
+        for name, builder in builders:
+            yield precision, f"{name} {what}", macs, partial(builder, layer, (x,))
+
+
+def _product(m: int, k: int, n: int, dtype: torch.dtype) -> Builder:
+    a, b = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)
+    return lambda: lambda: a @ b
+
+
+# --- the models -----------------------------------------------------------------------------
+
+
+def multiply_adds(name: str) -> int:
+    """Multiply-adds of matrix products and convolutions in one call at batch 1."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, inputs = build(name, 1)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        # fused attention and LSTM operators would not be counted
+        plain = torch.backends.mkldnn.flags(enabled=False)
+        with sdpa_kernel(SDPBackend.MATH), plain, FlopCounterMode(display=False) as counter:
+            model(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return int(counter.get_total_flops()) // 2
+
+
+def shares(results: Results) -> Iterator[list[str]]:
+    """Lines of the table: model, batch, GMAC of a call, and each precision's share of its peak."""
+    rates, macs = results.peaks["rates"], results.peaks["multiply_adds"]
+    for model, batch in results.cases():
+        if model not in macs:
+            continue
+        line = [model, str(batch), f"{macs[model] * batch / 1e9:.2f}"]
+        for precision in rates:
+            own = [r for r in results.of(model, batch) if (r.kind, r.precision) == (OWN, precision)]
+            reached = [macs[model] * batch / row.milliseconds / 1e6 for row in own if row.measured]
+            share = [f"{rate / rates[precision]['gmacs']:.0%}" for rate in reached]
+            line.append(share[0] if share else "-")
+        yield line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="?", type=Path, help="a JSON file of latency.py")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    with torch.no_grad():
+        rates = measure_peaks()
+        lines = [[precision, rate["gmacs"], rate["by"]] for precision, rate in rates.items()]
+        print(tabulate(lines, headers=["precision", "GMAC/s", "by"], floatfmt=".1f"))
+        if options.results is None:
+            return
+        results = load(options.results)
+        models = dict.fromkeys(model for model, _ in results.cases())
+        counts = {model: multiply_adds(model) for model in models}
+    results.peaks = {"rates": rates, "multiply_adds": counts}
+    results.save(options.results)
+    print(tabulate(list(shares(results)), headers=["model", "batch", "GMAC", *rates]))
+
+
+if __name__ == "__main__":
+    main()

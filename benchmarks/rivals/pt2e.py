@@ -1,0 +1,59 @@
+"""torchao's PT2E int8 for x86: exported, calibrated on the inputs, compiled by Inductor."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rivals.base import Call, Inputs
+from rivals.inductor import Compiled
+
+
+def int8(model: nn.Module, inputs: Inputs) -> Call:
+    return Compiled(_quantized(model, inputs), inputs)
+
+
+def int8_cpp(model: nn.Module, inputs: Inputs) -> Call:
+    return Compiled(_quantized(model, inputs), inputs, cpp_wrapper=True)
+
+
+def int8_autocast(model: nn.Module, inputs: Inputs) -> Call:
+    """What is not int8 in bf16."""
+    return Compiled(_quantized(model, inputs), inputs, autocast=True)
+
+
+def int8_tuned(model: nn.Module, inputs: Inputs) -> Call:
+    return Compiled(_quantized(model, inputs), inputs, mode="max-autotune")
+
+
+def int8_lowered(model: nn.Module, inputs: Inputs) -> Call:
+    """torchao's own lowering to oneDNN operators, called one by one."""
+    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+
+    lowered = lower_pt2e_quantized_to_x86(_quantized(model, inputs), inputs)
+    if not any("onednn.q" in str(node.target) for node in lowered.graph.nodes):
+        raise RuntimeError("no operation was lowered to int8")
+    return lambda: lowered(*inputs)
+
+
+def dynamic_int8(model: nn.Module, inputs: Inputs) -> Call:
+    """Linear layers alone, ranges of activations found at run time."""
+    return Compiled(_quantized(model, inputs, dynamic=True), inputs)
+
+
+def _quantized(model: nn.Module, inputs: Inputs, dynamic: bool = False) -> torch.fx.GraphModule:
+    import torchao.quantization.pt2e as pt2e
+    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    # strict: the quantizer does not find its patterns in what the other way exports
+    exported = torch.export.export(model, inputs, strict=True).module()
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic))
+    prepared = prepare_pt2e(exported, quantizer)
+    prepared(*inputs)
+    converted = convert_pt2e(prepared)
+    if not any("quantize_per" in str(node.target) for node in converted.graph.nodes):
+        raise RuntimeError("nothing was quantized")
+    pt2e.move_exported_model_to_eval(converted)
+    return converted

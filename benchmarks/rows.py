@@ -1,0 +1,93 @@
+"""Results of the latency study: one row a candidate, kept in a JSON file that can be resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+PRECISIONS = ("fp32", "bf16", "int8")
+
+RIVAL, OWN, TORCH_ONLY = "rival", "fxopt", "fxopt torch-only"
+
+
+@dataclass
+class Row:
+    """One candidate on one model.
+
+    Attributes:
+        model: Name in the zoo.
+        batch: Size of the batch.
+        precision: ``fp32``, ``bf16`` or ``int8``: what the candidate is compared with.
+        candidate: Its name.
+        kind: ``rival``, ``fxopt`` (all that is installed) or ``fxopt torch-only``.
+        torch: Whether torch and torchao are all that it needs.
+        milliseconds: Median latency; 0 where there is none.
+        spread: Half the distance between the quartiles.
+        error: Relative output error against eager fp32.
+        build_seconds: From the model to the first output.
+        remark: Why there is no latency.
+        report: Of fxopt: what its report says of passes and regions.
+    """
+
+    model: str
+    batch: int
+    precision: str
+    candidate: str
+    kind: str = RIVAL
+    torch: bool = False
+    milliseconds: float = 0.0
+    spread: float = 0.0
+    error: float = 0.0
+    build_seconds: float = 0.0
+    remark: str = ""
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        return self.milliseconds > 0
+
+
+@dataclass
+class Results:
+    """All that one study found.
+
+    Attributes:
+        machine: Where it ran, see ``machine.py``.
+        rows: The candidates, in the order in which they were built.
+        peaks: What the machine can do, see ``peak.py``.
+    """
+
+    machine: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    peaks: dict[str, Any] = field(default_factory=dict)
+
+    def cases(self) -> list[tuple[str, int]]:
+        """Models and batch sizes, in the order in which they were run."""
+        return list(dict.fromkeys((row.model, row.batch) for row in self.rows))
+
+    def of(self, model: str, batch: int) -> list[Row]:
+        return [row for row in self.rows if (row.model, row.batch) == (model, batch)]
+
+    def has(self, model: str, batch: int, candidates: Iterable[str]) -> bool:
+        return set(candidates) <= {row.candidate for row in self.of(model, batch)}
+
+    def put(self, rows: list[Row]) -> None:
+        """Replaces all rows of a model and batch size: a table is of one run, never mixed."""
+        case = (rows[0].model, rows[0].batch)
+        self.rows = [row for row in self.rows if (row.model, row.batch) != case] + rows
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".part")
+        fresh.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        os.replace(fresh, path)
+
+
+def load(path: Path) -> Results:
+    stored = json.loads(path.read_text())
+    return Results(stored["machine"], [Row(**row) for row in stored["rows"]], stored["peaks"])
