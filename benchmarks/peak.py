@@ -4,8 +4,8 @@ Usage:
     python benchmarks/peak.py                 the machine's peaks alone
     python benchmarks/peak.py study.json      and each model's share, added to the file
 
-The peak of a precision is the fastest of a few large matrix products and convolutions, by torch
-and by whatever else is installed, in billion multiply-adds a second (GMAC/s).
+The peak of a precision is the fastest of a few matrix products, linear layers and convolutions,
+by torch and by whatever else is installed, in billion multiply-adds a second (GMAC/s).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from rivals import Call, openvino, pt2e, pytorch
+from rivals.inductor import Compiled
 from rows import OWN, PRECISIONS, Results, load
 from tabulate import tabulate
 from torch import nn
@@ -28,11 +29,14 @@ from zoo import build
 
 from fxopt.cost import measure
 
-SHAPES = ((1024, 1024, 1024), (1024, 4096, 1024), (2048, 2048, 2048))
-"""Rows, inner size and columns of the matrix products."""
+ROWS_AND_WIDTHS = ((512, 1024), (1024, 1024), (2048, 2048))
+"""Of the linear layers and matrix products."""
 
-IMAGES = ((64, 56), (256, 56))
-"""Channels and side of the images of the 3x3 convolutions, of batch 4."""
+CHANNELS_AND_SIDES = ((64, 56), (128, 28), (256, 28), (256, 56))
+"""Of the images, in batches of 4, that 3x3 convolutions go over."""
+
+DEPTH = 4
+"""Layers in a row: between them tensors stay int8, and are not converted from and to fp32."""
 
 ROUNDS = 5
 
@@ -51,6 +55,9 @@ def measure_peaks() -> dict[str, dict[str, Any]]:
         except Exception as error:  # a runtime that is missing, or cannot do it, sets no peak
             print(f"  {precision} {name}: {type(error).__name__}", file=sys.stderr)
         macs[precision, name] = count
+    for call in calls.values():
+        if isinstance(call, Compiled):
+            call.warm()  # what was exported later has reset Dynamo
     best: dict[str, dict[str, Any]] = {p: {"gmacs": 0.0, "by": "nothing ran"} for p in PRECISIONS}
     for (precision, name), latency in measure(calls, rounds=ROUNDS).items():
         # of the fastest call: a peak is what the machine can do, not what it does mostly
@@ -63,20 +70,25 @@ def measure_peaks() -> dict[str, dict[str, Any]]:
 
 def _contenders() -> Iterator[tuple[str, str, int, Builder]]:
     """Precision, name, multiply-adds and builder of all that may set the peak."""
-    for m, k, n in SHAPES:
-        size, macs = f"{m}x{k}x{n}", m * k * n
-        layer, x = nn.Linear(k, n).eval(), torch.randn(m, k)
-        yield "fp32", f"torch mm {size}", macs, _product(m, k, n, torch.float32)
-        yield "bf16", f"torch mm {size}", macs, _product(m, k, n, torch.bfloat16)
-        yield from _built(f"linear {size}", macs, layer, x)
-    for channels, side in IMAGES:
-        conv, x = nn.Conv2d(channels, channels, 3, padding=1), torch.randn(4, channels, side, side)
-        macs = x.numel() * channels * 9
-        yield from _built(f"3x3 convolution of {channels} channels", macs, conv.eval(), x)
+    for rows, width in ROWS_AND_WIDTHS:
+        size, macs = f"{rows}x{width}x{width}", rows * width * width
+        yield "fp32", f"torch mm {size}", macs, _product(rows, width, torch.float32)
+        yield "bf16", f"torch mm {size}", macs, _product(rows, width, torch.bfloat16)
+        layers, x = _chain(lambda width=width: nn.Linear(width, width)), torch.randn(rows, width)
+        yield from _built(f"linear {size}", DEPTH * macs, layers, x)
+    for channels, side in CHANNELS_AND_SIDES:
+        layers = _chain(lambda channels=channels: nn.Conv2d(channels, channels, 3, padding=1))
+        x = torch.randn(4, channels, side, side)
+        what = f"3x3 convolution of {channels} channels on {side}x{side}"
+        yield from _built(what, DEPTH * x.numel() * channels * 9, layers, x)
+
+
+def _chain(layer: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(*(m for _ in range(DEPTH) for m in (layer(), nn.ReLU()))).eval()
 
 
 def _built(
-    what: str, macs: int, layer: nn.Module, x: torch.Tensor
+    what: str, macs: int, layers: nn.Module, x: torch.Tensor
 ) -> Iterator[tuple[str, str, int, Builder]]:
     ways = {
         "fp32": (("torch.compile", pytorch.compiled), ("openvino", openvino.fp32)),
@@ -85,11 +97,11 @@ def _built(
     }
     for precision, builders in ways.items():
         for name, builder in builders:
-            yield precision, f"{name} {what}", macs, partial(builder, layer, (x,))
+            yield precision, f"{name} {what}", macs, partial(builder, layers, (x,))
 
 
-def _product(m: int, k: int, n: int, dtype: torch.dtype) -> Builder:
-    a, b = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)
+def _product(rows: int, width: int, dtype: torch.dtype) -> Builder:
+    a, b = torch.randn(rows, width, dtype=dtype), torch.randn(width, width, dtype=dtype)
     return lambda: lambda: a @ b
 
 

@@ -133,8 +133,8 @@ def _peak(results: Results) -> Iterator[str]:
     yield "## Distance to the limit"
     rates = results.peaks["rates"]
     yield (
-        "The fastest matrix product or convolution that any installed runtime computed, in billion "
-        "multiply-adds a second: "
+        "The fastest matrix product, linear layer or convolution of any installed runtime, in "
+        "billion multiply-adds a second: "
         + "; ".join(f"{kind} {rates[kind]['gmacs']:.0f} ({rates[kind]['by']})" for kind in rates)
         + ". Shares are of the peak of that precision, over the whole call."
     )

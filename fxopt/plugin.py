@@ -12,6 +12,7 @@ from fxopt.backends import (
     Lowering,
     Tensors,
     export_program,
+    keep_files,
 )
 from fxopt.cost import Target
 from fxopt.errors import BackendError, CalibrationError, PassError
@@ -55,4 +56,5 @@ __all__ = [
     "hookimpl",
     "is_aten",
     "is_random",
+    "keep_files",
 ]

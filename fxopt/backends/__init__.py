@@ -4,6 +4,7 @@ from fxopt.backends.base import Backend, BackendInfo, Executable, Kernel, Loweri
 from fxopt.backends.export import export_program
 from fxopt.backends.module import LoweredModule
 from fxopt.backends.region import Region, cut_region, splice, whole_region
+from fxopt.backends.scratch import keep_files
 
 __all__ = [
     "Backend",
@@ -16,6 +17,7 @@ __all__ = [
     "Tensors",
     "cut_region",
     "export_program",
+    "keep_files",
     "splice",
     "whole_region",
 ]

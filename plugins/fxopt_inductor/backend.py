@@ -22,7 +22,6 @@ from fxopt.plugin import (
     BackendInfo,
     Executable,
     Kernel,
-    LeafModule,
     Lowering,
     Program,
     Target,
@@ -81,36 +80,27 @@ class Inductor(Backend):
         return " ".join([self.info.name, *settings])
 
     def variants(self, program: Program, target: Target, exact: bool) -> Sequence[Backend]:
-        """One in float32; for lossy programs each way that has won somewhere.
-
-        Quantized nets of small layers are several times as fast with products of Inductor's own,
-        and large ones with the library's. Bfloat16 is for CPUs that have instructions for it.
-        """
-        if exact:
-            return (replace(self, cpp_wrapper=True),)
-        has_bf16 = bool(_BF16_FEATURES & set(target.features))
-        ways: tuple[Products, ...] = ("library", "template")
-        return tuple(
-            replace(self, precision=precision, products=products, cpp_wrapper=True)
-            for precision in (("f32", "bf16") if has_bf16 else ("f32",))
-            for products in (ways if _holds_int8(program) else ways[:1])
-        )
+        """Float32; for lossy programs bfloat16 as well, on CPUs that have instructions for it."""
+        if exact or not _BF16_FEATURES & set(target.features):
+            return (self,)
+        return (self, replace(self, precision="bf16"))
 
     def tunings(self, program: Program, target: Target, milliseconds: float) -> Sequence[Backend]:
-        """Products of Inductor's own, where the race has not tried them."""
-        tried = self.products != "library" or _holds_int8(program)
-        return () if tried else (replace(self, products="template"),)
+        """What calls faster, or computes products faster, and takes long to compile.
+
+        Quantized nets of small layers are several times as fast with products of Inductor's own,
+        and large ones with the library's.
+        """
+        if self.cpp_wrapper:
+            return ()
+        calling = replace(self, cpp_wrapper=True)
+        return (calling, replace(calling, products="template"))
 
     def unavailable(self) -> str | None:
         return missing_toolchain()
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> Lowering:
         return InductorLowering(program, self)
-
-
-def _holds_int8(program: Program) -> bool:
-    leaves = (program.leaf(node) for node in program.nodes if node.op == "call_module")
-    return any(isinstance(leaf, LeafModule) and leaf.precision == "int8" for leaf in leaves)
 
 
 class InductorLowering(Lowering):

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from fxopt.plugin import BackendError, Lowering, Program, Target, Tensors, export_program
+from fxopt.plugin import (
+    BackendError,
+    Lowering,
+    Program,
+    Target,
+    Tensors,
+    export_program,
+    keep_files,
+)
 from fxopt_openvino.execute import OpenVINOExecutable
 
 if TYPE_CHECKING:
     import openvino
 
+_FILE = "model.xml"
+
 
 class OpenVINOLowering(Lowering):
     """A program as a model of OpenVINO.
 
-    With a symbolic batch it is converted once and only reshaped for each set of input shapes: the
-    runtime's code for fixed sizes is the faster one. Where the exported program has its batch
-    fixed, or the reshaping fails, it is converted anew for each set of shapes.
+    With a symbolic batch it is converted once, for all variants, and only reshaped for each set
+    of input shapes: the runtime's code for fixed sizes is the faster one. Where the exported
+    program has its batch fixed, or the reshaping fails, it is converted anew for each set of
+    shapes.
 
     Args:
         program: What to convert.
@@ -62,10 +74,19 @@ class OpenVINOLowering(Lowering):
         if not self._program.signature.batch:
             return None
         try:
-            exported = export_program(self._program, self._widened(inputs), dynamic=True)
-            return _translate(exported) if _has_symbolic_inputs(exported) else None
+            kept = keep_files(
+                f"openvino-{self._program.fingerprint()}",
+                lambda folder: _save(self._translate_any_batch(inputs), folder),
+            )
+            return self._translate_any_batch(inputs) if kept is None else _read(kept)
         except BackendError:
             return None
+
+    def _translate_any_batch(self, inputs: Tensors) -> openvino.Model:
+        exported = export_program(self._program, self._widened(inputs), dynamic=True)
+        if not _has_symbolic_inputs(exported):
+            raise BackendError("its batch is fixed")
+        return _translate(exported)
 
     def _convert(self, inputs: Tensors) -> openvino.Model:
         return _reshaped(_translate(export_program(self._program, inputs)), inputs)
@@ -91,6 +112,18 @@ def _translate(exported: torch.export.ExportedProgram) -> openvino.Model:
         raise BackendError(
             f"OpenVINO cannot convert the program: {' '.join(first)[:500]}"
         ) from error
+
+
+def _save(model: openvino.Model, folder: Path) -> None:
+    import openvino
+
+    openvino.save_model(model, folder / _FILE, compress_to_fp16=False)
+
+
+def _read(folder: Path) -> openvino.Model:
+    import openvino
+
+    return openvino.Core().read_model(folder / _FILE)
 
 
 def _reshaped(model: openvino.Model, inputs: Tensors) -> openvino.Model:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from fxopt.backends.scratch import use_scratch
 from fxopt.cost import Target
 from fxopt.errors import PluginError
 from fxopt.ir import Program
 from fxopt.ir.saving.values import UnsavableError
 from fxopt.pipeline.assignment import Assignment
-from fxopt.pipeline.isolation.folder import LockedFolder
+from fxopt.pipeline.isolation.folder import SCRATCH, LockedFolder
 from fxopt.pipeline.isolation.parcel import Parcel, make_parcel
 from fxopt.pipeline.isolation.plugins import registry_with
 from fxopt.pipeline.isolation.process import WorkerDiedError, WorkerProcess
@@ -45,6 +48,7 @@ class Isolation:
     def __init__(self, plugins: Sequence[str] = ()) -> None:
         self._plugins = tuple(plugins)
         self._turn = threading.Lock()
+        self._sharing = 0
         self._held = _Held()
         self._obstacle = _platform_obstacle()
         self._finalizer = weakref.finalize(self, _Held.release, self._held)
@@ -58,6 +62,23 @@ class Isolation:
                 pass
             finally:
                 self._turn.release()
+
+    @contextmanager
+    def shared_files(self) -> Iterator[None]:
+        """Lets backends keep files between the trials and builds within; they go afterwards."""
+        try:
+            folder = self._held.folder() / SCRATCH
+        except OSError:
+            yield
+            return
+        self._sharing += 1
+        try:
+            with use_scratch(folder):
+                yield
+        finally:
+            self._sharing -= 1
+            if not self._sharing:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def pack(
         self,

@@ -9,6 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
+SCRATCH = "scratch"
+"""What backends keep, below the folder."""
+
 _PREFIX = "fxopt-trials-"
 _LOCK = "lock"
 _NEW_SECONDS = 60.0  # a folder that young may be about to be locked

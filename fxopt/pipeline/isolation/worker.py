@@ -16,9 +16,12 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+from fxopt.backends.scratch import use_scratch
 from fxopt.pipeline.isolation.examine import examine
+from fxopt.pipeline.isolation.folder import SCRATCH
 from fxopt.pipeline.isolation.plugins import registry_with
 from fxopt.pipeline.isolation.records import result_to_json
 from fxopt.pipeline.isolation.wire import receive, send
@@ -45,14 +48,19 @@ def main(arguments: Sequence[str]) -> None:
         for name in _NEEDED:
             importlib.import_module(name)
         send(answers, {"ready": True})
-        while (request := receive(requests)) is not None:
-            with _dying_with(requests):
-                answer = _answer(request, registry, answers)
-            send(answers, answer)
+        with use_scratch(Path(greeting["folder"]) / SCRATCH):
+            _serve(requests, answers, registry)
     except BrokenPipeError:
         pass  # the parent has gone in the meantime
     shutil.rmtree(greeting["folder"], ignore_errors=True)
     _end_group()
+
+
+def _serve(requests: int, answers: int, registry: Registry) -> None:
+    while (request := receive(requests)) is not None:
+        with _dying_with(requests):
+            answer = _answer(request, registry, answers)
+        send(answers, answer)
 
 
 def _answer(request: dict[str, Any], registry: Registry, answers: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from fxopt.cost import Latency
@@ -14,6 +15,7 @@ from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.mixing import mixtures
 from fxopt.pipeline.lowering.offers import offers
 from fxopt.pipeline.lowering.race import first_right, race
+from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.tune import tunings
 from fxopt.pipeline.lowering.tuning import drop_slow, tuning_file
@@ -50,11 +52,17 @@ def lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     reverted to. The original model runs in the same race, so the result is never slower than
     that: when nothing beats it, the program is emitted as it is.
     """
+    shared = job.isolation.shared_files() if job.isolation is not None else nullcontext()
+    with shared:
+        return _lower(versions, job)
+
+
+def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     candidates = offers(versions, job)
     tuning = tuning_file(candidates, job)
     known = tuning.read()
     drop_slow(candidates, known)
-    screen([c for c in candidates if not c.assignment.native and not c.record.reason], job)
+    screen_in_rounds(candidates, job)
     for candidate in sorted(candidates, key=lambda c: c.record.milliseconds or 0.0):
         _try(candidate, job)
     plain = _plain(versions[0], candidates, job)
