@@ -1,6 +1,22 @@
 """What all tests share."""
 
+import sys
+
 import pytest
+
+import fxopt.cost
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Backends are not tried in a worker first, but for the tests of just that: it costs time."""
+    monkeypatch.setenv("FXOPT_ISOLATION", "0")
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    """Latencies may be rough here, and the pauses between bursts are most of what they cost."""
+    monkeypatch.setattr(sys.modules[fxopt.cost.measure.__module__], "_PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ PLUGIN = "tests.pipeline.bad_backends"
 @pytest.fixture
 def isolated(monkeypatch, plugins):
     plugins(backends=[Bad, Fleet])
+    monkeypatch.delenv("FXOPT_ISOLATION")
     with Isolation(plugins=(PLUGIN,)) as isolation:
         monkeypatch.setattr(request_module, "shared_isolation", lambda: isolation)
         yield isolation
