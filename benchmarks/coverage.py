@@ -169,6 +169,8 @@ def _torchvision(name: str, dtype: torch.dtype) -> tuple[nn.Module, Inputs]:
         settings["weights_backbone"] = None
     if kind == "detection" and not name.startswith("ssd"):  # the others resize to 800 pixels
         settings |= {"min_size": 160, "max_size": 224}
+    if "rcnn" in name:  # their heads run once for every box
+        settings |= {"rpn_post_nms_top_n_test": 30, "box_detections_per_img": 10}
     model = _settled(get_model(name, weights=None, **settings), dtype)
     inputs = _torchvision_inputs(name, kind, dtype)
     if kind == "detection":
