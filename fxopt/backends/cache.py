@@ -62,7 +62,8 @@ class CodeCache:
         self._codes[key] = self._newest = code
 
     def _least(self) -> Key:
-        return min(self._codes, key=self._uses.__getitem__)
+        # a list: another thread may add to the dict meanwhile
+        return min(list(self._codes), key=self._uses.__getitem__)
 
     def _age(self) -> None:
         halved = {key: count // 2 for key, count in list(self._uses.items())}

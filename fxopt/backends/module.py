@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from fxopt.backends.base import Backend, Executable, Kernel, Lowering
-from fxopt.backends.cache import CodeCache, Key
+from fxopt.backends.cache import LIMIT, CodeCache, Key
 from fxopt.backends.fallback import find_fallbacks
 from fxopt.cost import Target
 from fxopt.ir import LeafModule, Program
@@ -63,6 +64,13 @@ class LoweredModule(LeafModule):
         return code(*inputs)
 
     def _run_source(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"more than {LIMIT} sets of input shapes are in use: the rarer ones run as plain "
+                "torch, which is slower; pad to fewer sizes if that matters",
+                stacklevel=2,
+            )
         with torch.no_grad():
             outputs: tuple[torch.Tensor, ...] = self.fxopt_source(*inputs)
         return outputs
@@ -113,6 +121,7 @@ class LoweredModule(LeafModule):
         self._lock = threading.Lock()
         self._lowering = None
         self._compiled = CodeCache()
+        self._warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoweredModule:
         twin = LoweredModule(self._program.clone(), self._backend, self._target)
