@@ -39,6 +39,7 @@ class LoweredModule(LeafModule):
     """
 
     _lowering: Lowering | None
+    _warned: bool
     _compiled: CodeCache
 
     def __init__(self, program: Program, backend: Backend, target: Target) -> None:
