@@ -255,8 +255,9 @@ def _settled(
 
 def _why_reverted(lowered: Lowered) -> str:
     chosen = lowered.record.chosen
-    for candidate in lowered.record.candidates:
-        if candidate.version == "lossy" and candidate.milliseconds is not None:
+    lossy = [c for c in lowered.record.candidates if c.version == "lossy"]
+    for candidate in sorted(lossy, key=lambda c: bool(c.reason)):  # what was raced tells most
+        if candidate.milliseconds is not None:
             if candidate.reason:
                 return f"{candidate.backend}: {candidate.reason}"
             return (

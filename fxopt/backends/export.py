@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxopt.backends.base import Tensors
 from fxopt.errors import BackendError
@@ -30,14 +32,21 @@ def export_program(
     Args:
         program: Its inputs must all be tensors.
         inputs: Example inputs.
-        dynamic: Whether dimension 0 stays symbolic where the program's signature has a batch.
+        dynamic: Whether the program has to come out with a symbolic batch.
 
     Raises:
-        BackendError: torch.export refuses it.
+        BackendError: torch.export refuses it, or ``dynamic`` is asked for and the batch is fixed.
     """
-    shapes = None
-    if dynamic and program.signature.batch:
-        shapes = (tuple({0: torch.export.Dim.AUTO} if t.dim() else None for t in inputs),)
+    if not dynamic:
+        return _export(program, inputs, None)
+    shapes = (tuple({0: torch.export.Dim.AUTO} if t.dim() else None for t in inputs),)
+    exported = _export(program, _widened(program, inputs), shapes)
+    if not _has_symbolic_inputs(exported):
+        raise BackendError("the program's batch is fixed")
+    return exported
+
+
+def _export(program: Program, inputs: Tensors, shapes: Any) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad():
             return torch.export.export(
@@ -45,3 +54,23 @@ def export_program(
             )
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise BackendError(f"torch.export refuses the program: {error}") from error
+
+
+def _widened(program: Program, inputs: Tensors) -> list[torch.Tensor]:
+    """The inputs with a batch of at least 2: torch.export takes a size of 1 as fixed."""
+    return [
+        torch.cat([tensor, tensor]) if _has_batch(node) and len(tensor) == 1 else tensor
+        for node, tensor in zip(program.inputs, inputs, strict=True)
+    ]
+
+
+def _has_symbolic_inputs(exported: torch.export.ExportedProgram) -> bool:
+    names = set(exported.graph_signature.user_inputs)
+    return any(_has_batch(node) for node in exported.graph.nodes if node.name in names)
+
+
+def _has_batch(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return False
+    return isinstance(value.shape[0], torch.SymInt)

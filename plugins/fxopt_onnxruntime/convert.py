@@ -61,8 +61,8 @@ class ONNXRuntimeLowering(Lowering):
         if not self._program.signature.batch:
             return None
         try:
-            exported = export_program(self._program, self._widened(inputs), dynamic=True)
-            return self._start(translate(exported)) if _has_symbolic_inputs(exported) else None
+            exported = export_program(self._program, inputs, dynamic=True)
+            return self._start(translate(exported))
         except BackendError:
             return None
 
@@ -71,27 +71,6 @@ class ONNXRuntimeLowering(Lowering):
 
     def _start(self, model: ir.Model) -> Session:
         return Session(model, self._target, self._spinning)
-
-    def _widened(self, inputs: Tensors) -> list[torch.Tensor]:
-        """The inputs with a batch of at least 2: torch.export takes a size of 1 as fixed."""
-        pairs = zip(self._program.inputs, inputs, strict=True)
-        return [
-            torch.cat([tensor, tensor])
-            if _has_batch(node.meta["val"]) and len(tensor) == 1
-            else tensor
-            for node, tensor in pairs
-        ]
-
-
-def _has_batch(value: object) -> bool:
-    is_symbolic = isinstance(value, torch.Tensor) and value.dim() > 0
-    return is_symbolic and isinstance(value.shape[0], torch.SymInt)  # type: ignore[attr-defined]
-
-
-def _has_symbolic_inputs(exported: torch.export.ExportedProgram) -> bool:
-    names = set(exported.graph_signature.user_inputs)
-    nodes = [node for node in exported.graph.nodes if node.name in names]
-    return any(_has_batch(node.meta.get("val")) for node in nodes)
 
 
 def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:

@@ -83,23 +83,10 @@ class OpenVINOLowering(Lowering):
             return None
 
     def _translate_any_batch(self, inputs: Tensors) -> openvino.Model:
-        exported = export_program(self._program, self._widened(inputs), dynamic=True)
-        if not _has_symbolic_inputs(exported):
-            raise BackendError("its batch is fixed")
-        return _translate(exported)
+        return _translate(export_program(self._program, inputs, dynamic=True))
 
     def _convert(self, inputs: Tensors) -> openvino.Model:
         return _reshaped(_translate(export_program(self._program, inputs)), inputs)
-
-    def _widened(self, inputs: Tensors) -> list[torch.Tensor]:
-        """The inputs with a batch of at least 2: torch.export takes a size of 1 as fixed."""
-        pairs = zip(self._program.inputs, inputs, strict=True)
-        return [
-            torch.cat([tensor, tensor])
-            if _has_batch(node.meta["val"]) and len(tensor) == 1
-            else tensor
-            for node, tensor in pairs
-        ]
 
 
 def _translate(exported: torch.export.ExportedProgram) -> openvino.Model:
@@ -130,17 +117,6 @@ def _reshaped(model: openvino.Model, inputs: Tensors) -> openvino.Model:
     fixed = model.clone()
     fixed.reshape({index: list(tensor.shape) for index, tensor in enumerate(inputs)})
     return fixed
-
-
-def _has_batch(value: object) -> bool:
-    is_symbolic = isinstance(value, torch.Tensor) and value.dim() > 0
-    return is_symbolic and isinstance(value.shape[0], torch.SymInt)  # type: ignore[attr-defined]
-
-
-def _has_symbolic_inputs(exported: torch.export.ExportedProgram) -> bool:
-    names = set(exported.graph_signature.user_inputs)
-    nodes = [node for node in exported.graph.nodes if node.name in names]
-    return any(_has_batch(node.meta.get("val")) for node in nodes)
 
 
 def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:

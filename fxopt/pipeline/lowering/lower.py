@@ -75,6 +75,11 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
         candidates += late
         before = _challenge(late, timed, before, job)
     tuning.write(known | _measured(candidates))
+    for candidate in candidates:
+        if candidate.beaten:
+            candidate.note(
+                reason=f"clearly slower in its trial: {candidate.record.milliseconds:.3g} ms"
+            )
     timed.sort(key=_merit)
     winner = first_right(timed, plain, before, job)
     return _outcome(winner, candidates, before, job)
