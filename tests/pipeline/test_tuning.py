@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fxopt
-from fxopt.pipeline.lowering.tuning import TuningFile
+from fxopt.pipeline.lowering.tuning import Timing, TuningFile
 from fxopt.plugin import Backend, BackendInfo, Executable, Lowering
 from tests.api.conftest import model, plugins, x  # noqa: F401 - fixtures
 
@@ -94,7 +94,7 @@ def test_other_sizes_are_measured_anew(optimize, own_cache):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "\x00\xff", '{"format": 99}', '{"format": 1, "key": "of another job"}'],
+    ["", "{", "[]", "\x00\xff", '{"format": 99}', '{"format": 2, "key": "of another job"}'],
     ids=["empty", "truncated", "a list", "no text", "a newer format", "of another job"],
 )
 def test_a_spoilt_file_is_ignored(optimize, own_cache, text):
@@ -103,17 +103,25 @@ def test_a_spoilt_file_is_ignored(optimize, own_cache, text):
     file.write_text(text)
     optimize()
     assert set(BUILT) == {"quick", "sluggish"}
-    assert json.loads(file.read_text())["milliseconds"]
+    assert json.loads(file.read_text())["timings"]
 
 
 def test_nonsense_in_a_file_cannot_take_every_candidate_out(optimize, own_cache):
     optimize()
     (file,) = files(own_cache)
     held = json.loads(file.read_text())
-    held["milliseconds"] = {"quick/exact": -1, "sluggish/exact": "fast", "other": 1e-9, "nan": None}
+    spoilt = {"quick/exact": -1, "sluggish/exact": "fast", "other": 1e-9, "nan": None}
+    held["timings"] = {name: {"milliseconds": value} for name, value in spoilt.items()}
+    held["timings"]["eager/exact"] = 0.5
     file.write_text(json.dumps(held))
     optimize()
     assert set(BUILT) == {"quick", "sluggish"}
+
+
+@pytest.mark.parametrize(("raced", "behind"), [(True, 1.3), (False, 2.1)])
+def test_noise_takes_nothing_out(raced, behind):
+    assert Timing(10.0 * behind, raced).far_behind(10.0)
+    assert not Timing(10.0 * (behind - 0.15), raced).far_behind(10.0)
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_failure(optimize, own_cache):
@@ -124,7 +132,10 @@ def test_a_folder_that_cannot_be_written_to_is_no_failure(optimize, own_cache):
 
 def test_writers_and_readers_do_not_disturb_each_other(tmp_path):
     file = TuningFile(tmp_path / "tuning" / "job.json", "job")
-    whole = [{f"backend{i}": 1.0 + i for i in range(500)}, {f"backend{i}": 2.0 for i in range(9)}]
+    whole = [
+        {f"backend{i}": Timing(1.0 + i, raced=True) for i in range(500)},
+        {f"backend{i}": Timing(2.0, raced=False) for i in range(9)},
+    ]
     file.write(whole[0])
     seen = []
 

@@ -111,6 +111,8 @@ class Isolation:
         *,
         timeout: float,
         tolerance: float | None = None,
+        which: Sequence[int] = (0,),
+        timed: bool = True,
     ) -> TrialResult:
         """Builds, runs, compares and measures in the worker.
 
@@ -120,6 +122,8 @@ class Isolation:
             target: What is lowered for.
             timeout: Seconds for it all; the start of a worker does not count.
             tolerance: Error beyond which there is nothing to measure; None to measure anyway.
+            which: Numbers of the examples to run; some backends compile for each.
+            timed: Whether to measure, on the first one of those.
 
         Returns:
             What came of it. Nothing that a backend does is raised here.
@@ -130,7 +134,8 @@ class Isolation:
             if self._obstacle:
                 return TrialResult("not isolated", self._obstacle)
             try:
-                request = self._request(parcel, assignment, target, tolerance)
+                request = self._request(parcel, assignment, target)
+                request |= {"tolerance": tolerance, "which": list(which), "timed": timed}
                 return self._ask(request, timeout)
             except (UnsavableError, PluginError, ImportError, OSError) as error:
                 return TrialResult("not isolated", str(error))
@@ -158,16 +163,13 @@ class Isolation:
 
     # -- internals ---------------------------------------------------------------------------
 
-    def _request(
-        self, parcel: Parcel, assignment: Assignment, target: Target, tolerance: float | None
-    ) -> dict[str, Any]:
+    def _request(self, parcel: Parcel, assignment: Assignment, target: Target) -> dict[str, Any]:
         return {
             "program": str(parcel.program),
             "examples": str(parcel.examples),
             "imports": parcel.imports,
             "shares": assignment_to_json(assignment, _registry(self._plugins)),
             "target": target_to_json(target),
-            "tolerance": tolerance,
             "matmul_precision": torch.get_float32_matmul_precision(),
         }
 

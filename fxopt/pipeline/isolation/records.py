@@ -28,11 +28,11 @@ class TrialResult:
             ``died``: its process crashed, or gave no answer in time. ``not isolated``: it could
             not be handed over to another process, so that nothing is known of it.
         reason: Why it gave no outputs; empty where it did.
-        errors: For each example, how far its outputs are from the reference.
+        errors: For each example that was run, how far its outputs are from the reference.
         precisions: How many heavy operations run in which precision.
         kernels: The operations of the lowered code.
         fallbacks: Layers that were to run in a lower precision than they do.
-        build_seconds: Time for lowering, and for compiling for the first example.
+        build_seconds: Time for lowering, and for compiling for the first one of them.
         latency: Of warm calls on the first example; None where the errors were beyond tolerance.
         log: The last lines that its process printed, where it died.
     """

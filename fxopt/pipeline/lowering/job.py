@@ -12,6 +12,9 @@ from fxopt.cost import Target
 from fxopt.emit import OptimizedModule
 from fxopt.pipeline.isolation import Isolation
 
+PATIENCE_SECONDS = 600.0
+"""No answer from the worker for so long is a hang."""
+
 
 @dataclass(frozen=True)
 class LoweringJob:

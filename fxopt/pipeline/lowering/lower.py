@@ -14,11 +14,12 @@ from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.mixing import mixtures
 from fxopt.pipeline.lowering.offers import offers
-from fxopt.pipeline.lowering.race import first_right, race
+from fxopt.pipeline.lowering.race import race
 from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
-from fxopt.pipeline.lowering.tune import tunings
-from fxopt.pipeline.lowering.tuning import drop_slow, tuning_file
+from fxopt.pipeline.lowering.tune import leaders, tunings
+from fxopt.pipeline.lowering.tuning import drop_slow, timings, tuning_file
+from fxopt.pipeline.lowering.verify import first_right
 from fxopt.pipeline.lowering.version import REDUCED, Version
 from fxopt.report import RegionRecord
 
@@ -74,7 +75,7 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
         late = challengers(timed, job)
         candidates += late
         before = _challenge(late, timed, before, job)
-    tuning.write(known | _measured(candidates))
+    tuning.write(known | timings(candidates))
     for candidate in candidates:
         if candidate.beaten:
             candidate.note(
@@ -89,24 +90,15 @@ def _challenge(
     late: Sequence[Candidate], timed: list[Candidate], before: Latency, job: LoweringJob
 ) -> Latency:
     """Races candidates that came late against the best so far and the original."""
-    screen(late, job)
+    screen(late, job, rivals=timed)
     for candidate in late:
         _try(candidate, job)
     right = [candidate for candidate in late if candidate.module is not None]
     if not right:
         return before
-    best = min(timed, key=lambda candidate: candidate.median)
+    close = [c for c in leaders(timed) if not c.assignment.native]
     timed += right
-    return race([best, *right], job)
-
-
-def _measured(candidates: Sequence[Candidate]) -> dict[str, float]:
-    """Milliseconds of all that ran and was right."""
-    return {
-        candidate.name: candidate.record.milliseconds
-        for candidate in candidates
-        if candidate.record.milliseconds is not None and not candidate.record.reason
-    }
+    return race([*close, *right], job)
 
 
 def _merit(candidate: Candidate) -> float:

@@ -10,8 +10,10 @@ from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.version import REDUCED
 
-# A runtime that is behind two others on a program is not the one to run a variation of it best.
+# A runtime that is behind two others on a program, or far behind one, is not the one to run a
+# variation of it best.
 _BEST_BACKENDS = 2
+_FAR_BEHIND = 1.5
 
 # What is so much slower in the worker will not win the race.
 _HOPELESS = 1.5
@@ -38,12 +40,14 @@ def screen_in_rounds(candidates: Sequence[Candidate], job: LoweringJob) -> None:
 def _drop_others(rest: Sequence[Candidate], first: Sequence[Candidate]) -> None:
     measured = [c for c in first if _milliseconds(c) < math.inf]
     ranked = sorted(measured, key=_milliseconds)
-    names = list(dict.fromkeys(_backend(c) for c in ranked))
-    best, others = names[:_BEST_BACKENDS], set(names[_BEST_BACKENDS:])
+    names = list(dict.fromkeys(map(_backend, ranked)))
+    far = _FAR_BEHIND * min(map(_milliseconds, ranked), default=math.inf)
+    near = {_backend(c) for c in ranked if _milliseconds(c) <= far}
+    best = [name for name in names if name in near][:_BEST_BACKENDS]
     for candidate in rest:
-        if _backend(candidate) in others:
+        if _backend(candidate) in set(names) - set(best):
             faster, version = " and ".join(best), ranked[0].version.name
-            candidate.drop(f"not tried: {faster} were faster on the {version} version")
+            candidate.drop(f"not tried: slower than {faster} on the {version} version")
 
 
 def _backend(candidate: Candidate) -> str:

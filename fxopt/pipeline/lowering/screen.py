@@ -11,45 +11,63 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from fxopt.pipeline.isolation import Isolation, Parcel, TrialResult
+from fxopt.pipeline.isolation import Parcel, TrialResult
 from fxopt.pipeline.lowering.candidate import Candidate
-from fxopt.pipeline.lowering.job import LoweringJob
+from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
 from fxopt.pipeline.lowering.version import Version
 
 # A single measurement on a noisy machine says no more than this; the race decides the rest.
-_CLOSE = 1.25
+_CLOSE = 1.4
 
-_PATIENCE_SECONDS = 600.0  # no answer for so long is a hang
+# Building it again here, and again for another batch size, takes the best one so many times as
+# long as its trial at most.
+_RESERVE = 2.0
 
 
-def screen(candidates: Sequence[Candidate], job: LoweringJob) -> None:
+def pack(version: Version, job: LoweringJob) -> Parcel:
+    """A version and the examples as files for the worker."""
+    assert job.isolation is not None
+    return job.isolation.pack(version.program, job.examples, version.reference)
+
+
+def screen(
+    candidates: Sequence[Candidate], job: LoweringJob, rivals: Sequence[Candidate] = ()
+) -> None:
     """Tries candidates in the worker; those that fail, or are clearly beaten, are out.
 
     Those that cannot be handed over to another process are left as they are.
+
+    Args:
+        candidates: What to try.
+        job: Has the worker and the examples.
+        rivals: What has been timed already and may beat them.
     """
-    isolation = job.isolation
-    if isolation is None:
+    if job.isolation is None:
         return
     with ExitStack() as stack:
         parcels: dict[str, Parcel] = {}
-        for candidate in candidates:
+        for candidate in sorted(candidates, key=_builds_slowly):
             version = candidate.version
             if version.name not in parcels:
-                parcels[version.name] = stack.enter_context(_pack(isolation, version, job))
-            _try(candidate, parcels[version.name], candidates, job)
-    for name in parcels:
-        _mark_beaten([candidate for candidate in candidates if candidate.version.name == name])
-
-
-def _mark_beaten(candidates: Sequence[Candidate]) -> None:
-    """Compares the candidates of one version: which version is worth it is for the race to say."""
-    best = min((_milliseconds(c) for c in candidates if not c.record.reason), default=math.inf)
+                parcels[version.name] = stack.enter_context(pack(version, job))
+            _try(candidate, parcels[version.name], [*candidates, *rivals], job)
     for candidate in candidates:
-        candidate.beaten = _CLOSE * best < _milliseconds(candidate) < math.inf
+        limit = _limit(candidate, [*candidates, *rivals])
+        candidate.beaten = limit < _milliseconds(candidate) < math.inf
 
 
-def _pack(isolation: Isolation, version: Version, job: LoweringJob) -> Parcel:
-    return isolation.pack(version.program, job.examples, version.reference)
+def _limit(candidate: Candidate, others: Sequence[Candidate]) -> float:
+    """Milliseconds beyond which a candidate is beaten by another one of its version.
+
+    Which version is worth it is for the race to say.
+    """
+    right = (c for c in others if c.version is candidate.version and not c.record.reason)
+    return _CLOSE * min(map(_milliseconds, right), default=math.inf)
+
+
+def _builds_slowly(candidate: Candidate) -> bool:
+    """What builds fast goes first: when time runs out, there is something to go on with."""
+    return any(share.backend.info.builds_slowly for share in candidate.assignment.shares)
 
 
 def _try(
@@ -71,13 +89,13 @@ def _try(
 
 
 def _seconds_left(others: Sequence[Candidate], job: LoweringJob) -> float:
-    """Time for the next trial: what is left, less what building the best one here will take."""
+    """Time for the next trial: what is left, less what it takes to go on with the best one."""
     if job.deadline is None:
-        return _PATIENCE_SECONDS
+        return PATIENCE_SECONDS
     built = [c for c in others if c.record.milliseconds is not None and not c.record.reason]
     best = min(built, key=_milliseconds, default=None)
-    reserve = best.record.seconds if best is not None else 0.0
-    return min(_PATIENCE_SECONDS, job.deadline - time.monotonic() - reserve)
+    reserve = _RESERVE * best.record.seconds if best is not None else 0.0
+    return min(PATIENCE_SECONDS, job.deadline - time.monotonic() - reserve)
 
 
 def _settle(candidate: Candidate, result: TrialResult, job: LoweringJob) -> None:
@@ -94,12 +112,9 @@ def _settle(candidate: Candidate, result: TrialResult, job: LoweringJob) -> None
         fallbacks=result.fallbacks,
         milliseconds=result.latency.median if result.latency is not None else None,
     )
-    for index, each in enumerate(result.errors):
-        if not each.error <= candidate.version.tolerance:
-            where = " at another batch size" if index else ""
-            limit = candidate.version.tolerance
-            candidate.drop(f"output error {each.error:.1e}{where} is over {limit:.1e}")
-            return
+    error, limit = result.errors[0].error, candidate.version.tolerance
+    if not error <= limit:
+        candidate.drop(f"output error {error:.1e} is over {limit:.1e}")
 
 
 def _milliseconds(candidate: Candidate) -> float:

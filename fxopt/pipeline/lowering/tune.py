@@ -1,4 +1,4 @@
-"""The last round: further settings of the backend that has won."""
+"""The last round: further settings of the backends that lead."""
 
 from __future__ import annotations
 
@@ -8,19 +8,35 @@ from fxopt.pipeline.assignment import whole
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import LoweringJob
 
+# What its backend's further settings may make up for.
+_WITHIN_REACH = 1.1
+
+
+def leaders(timed: Sequence[Candidate]) -> list[Candidate]:
+    """The fastest candidate of each version, as far as it may still win; fastest first."""
+    ranked = sorted(timed, key=lambda candidate: candidate.median)
+    firsts = {candidate.version.name: candidate for candidate in reversed(ranked)}
+    reach = _WITHIN_REACH * ranked[0].median
+    return [c for c in ranked if c in firsts.values() and c.median <= reach]
+
 
 def tunings(timed: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
-    """Candidates that differ from the fastest one by settings of its backend alone.
+    """Candidates that differ from a leader by settings of its backend alone.
 
     Args:
         timed: What was right and has been raced.
         job: Says whether there is time.
     """
-    best = min(timed, key=lambda candidate: candidate.median)
-    if job.late or best.assignment.native or not best.assignment.takes_all:
+    if job.late:
         return []
-    backend, program = best.assignment.shares[0].backend, best.version.program
-    found = backend.tunings(program, job.target, best.median)
     raced = {candidate.name for candidate in timed}
-    tuned = [Candidate(best.version, whole(each)) for each in found]
+    tuned = [each for leader in leaders(timed) for each in _tuned(leader, job)]
     return [candidate for candidate in tuned if candidate.name not in raced]
+
+
+def _tuned(leader: Candidate, job: LoweringJob) -> list[Candidate]:
+    if leader.assignment.native or not leader.assignment.takes_all:
+        return []
+    backend, program = leader.assignment.shares[0].backend, leader.version.program
+    found = backend.tunings(program, job.target, leader.median)
+    return [Candidate(leader.version, whole(each)) for each in found]

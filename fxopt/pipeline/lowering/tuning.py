@@ -13,7 +13,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,30 @@ import torch
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import LoweringJob
 
-_FORMAT = 1
+_FORMAT = 2
 _VARIABLE = "FXOPT_CACHE_DIR"
 
-# Latencies that are further apart than this are not for the noise of a machine to decide.
-_CLOSE = 1.2
+# How far behind the best a candidate must have been not to be built again: noise does not explain
+# so much, neither where all were timed in turns nor where each was timed once, on its own.
+_FAR_IN_RACE = 1.25
+_FAR_IN_TRIAL = 2.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a candidate took.
+
+    Attributes:
+        milliseconds: Median latency.
+        raced: Whether it was timed in turns with others, not once in the worker.
+    """
+
+    milliseconds: float
+    raced: bool
+
+    def far_behind(self, best: float) -> bool:
+        """Whether noise does not explain the distance to ``best`` milliseconds."""
+        return self.milliseconds > best * (_FAR_IN_RACE if self.raced else _FAR_IN_TRIAL)
 
 
 @dataclass(frozen=True)
@@ -42,20 +61,21 @@ class TuningFile:
     path: Path
     key: str
 
-    def read(self) -> dict[str, float]:
-        """Milliseconds by candidate; empty where there is no file, or not one of this format."""
+    def read(self) -> dict[str, Timing]:
+        """Timings by candidate; empty where there is no file, or not one of this format."""
         try:
             held = json.loads(self.path.read_text())
         except (OSError, ValueError):
             return {}
-        return dict(_latencies(held)) if _is_mine(held, self.key) else {}
+        return dict(_timings(held)) if _is_mine(held, self.key) else {}
 
-    def write(self, latencies: Mapping[str, float]) -> None:
+    def write(self, timings: Mapping[str, Timing]) -> None:
         """Replaces the file in one step, so that no reader ever sees half of it.
 
         A folder that cannot be written to is no reason to fail: nothing is kept then.
         """
-        held = {"format": _FORMAT, "key": self.key, "milliseconds": dict(latencies)}
+        entries = {name: asdict(timing) for name, timing in timings.items()}
+        held = {"format": _FORMAT, "key": self.key, "timings": entries}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
@@ -82,13 +102,24 @@ def cache_folder() -> Path:
     return Path(base) / "fxopt"
 
 
-def drop_slow(candidates: Sequence[Candidate], known: Mapping[str, float]) -> None:
+def drop_slow(candidates: Sequence[Candidate], known: Mapping[str, Timing]) -> None:
     """Takes out what was clearly slower than the best before."""
-    best = min((known[c.name] for c in candidates if c.name in known), default=math.inf)
+    found = [known[c.name].milliseconds for c in candidates if c.name in known]
+    best = min(found, default=math.inf)
     for candidate in candidates:
         before = known.get(candidate.name)
-        if before is not None and before > _CLOSE * best and not candidate.record.reason:
-            candidate.drop(f"took {before:.3g} ms when last measured here, the best {best:.3g} ms")
+        if before is not None and before.far_behind(best) and not candidate.record.reason:
+            took = f"{before.milliseconds:.3g} ms"
+            candidate.drop(f"took {took} when last measured here, the best {best:.3g} ms")
+
+
+def timings(candidates: Sequence[Candidate]) -> dict[str, Timing]:
+    """What all candidates took that ran and were right."""
+    return {
+        candidate.name: Timing(candidate.record.milliseconds, candidate.latency is not None)
+        for candidate in candidates
+        if candidate.record.milliseconds is not None and not candidate.record.reason
+    }
 
 
 def _facts(candidates: Sequence[Candidate], job: LoweringJob) -> Iterator[str]:
@@ -124,8 +155,9 @@ def _is_mine(held: object, key: str) -> bool:
     return isinstance(held, dict) and held.get("format") == _FORMAT and held.get("key") == key
 
 
-def _latencies(held: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    found = held.get("milliseconds")
-    for name, value in found.items() if isinstance(found, dict) else ():
+def _timings(held: dict[str, Any]) -> Iterator[tuple[str, Timing]]:
+    found = held.get("timings")
+    for name, entry in found.items() if isinstance(found, dict) else ():
+        value = entry.get("milliseconds") if isinstance(entry, dict) else None
         if isinstance(value, (int, float)) and math.isfinite(value) and value > 0:
-            yield name, float(value)
+            yield name, Timing(float(value), bool(entry.get("raced")))

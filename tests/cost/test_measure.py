@@ -1,0 +1,65 @@
+"""Timing in turns: who gets how many, when the clock is ours."""
+
+import importlib
+from collections import Counter
+
+import pytest
+
+from fxopt.cost import fastest, measure
+
+measuring = importlib.import_module("fxopt.cost.measure")  # the package has a function of that name
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Candidates return what they took, in milliseconds."""
+    monkeypatch.setattr(measuring, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(measuring, "_time_ms", lambda candidate: candidate())
+
+
+def taking(milliseconds, turns=None, name=None):
+    def call():
+        if turns is not None:
+            turns.append(name)
+        return milliseconds
+
+    return call
+
+
+def test_all_get_the_same_turns_round_robin():
+    turns = []
+    calls = {name: taking(1.0, turns, name) for name in "ab"}
+    found = measure(calls, rounds=3, burst=4)
+    assert [len(found[name].milliseconds) for name in "ab"] == [12, 12]
+    order = [name for i, name in enumerate(turns) if i == 0 or turns[i - 1] != name]
+    assert order == list("ababab")
+
+
+def test_slow_calls_get_fewer_in_a_turn():
+    found = measure({"slow": taking(400.0), "fast": taking(1.0)}, rounds=2, burst=5)
+    assert len(found["slow"].milliseconds) == 4
+    assert len(found["fast"].milliseconds) == 10
+    assert fastest(found) == ["fast", "slow"]
+
+
+def test_the_closer_to_the_best_the_more_rounds():
+    calls = {"best": taking(1.0), "near": taking(1.07), "behind": taking(1.19), "far": taking(9.0)}
+    found = measure(calls, rounds=12, burst=1, narrowing=0.6)
+    rounds = {name: len(latency.milliseconds) for name, latency in found.items()}
+    assert rounds == {"best": 9, "near": 9, "behind": 4, "far": 2}
+
+
+def test_one_that_is_left_ends_the_rounds():
+    found = measure({"best": taking(1.0), "far": taking(9.0)}, rounds=12, burst=1, narrowing=0.6)
+    assert Counter(len(each.milliseconds) for each in found.values()) == {2: 2}
+
+
+def test_one_bad_turn_takes_nobody_out():
+    calls = Counter()
+
+    def hiccup():
+        calls["hiccup"] += 1
+        return 50.0 if calls["hiccup"] <= 6 else 0.5
+
+    found = measure({"steady": taking(1.0), "hiccup": hiccup}, rounds=12, burst=4, narrowing=9.0)
+    assert len(found["hiccup"].milliseconds) > 4
