@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,8 @@ from fxopt.cost import measure
 
 REFERENCE = "eager"
 """Output errors refer to it, so it is built always, and first."""
+
+_CONTENDS = 1.3  # so many times the latency of the fastest rival, in a short measurement
 
 BUILDING = "building"
 """The file that names what is being built."""
@@ -170,7 +172,25 @@ def _second_call(call: Call) -> str:
 
 
 def _time(rows: dict[str, Row], calls: dict[str, Call], rounds: int) -> None:
+    """Times all, then those on whom a verdict may depend, for longer: what counts is a few %."""
+    _measure(rows, calls, rounds=rounds // 2, burst=7)
+    close = {name: calls[name] for name in contenders(list(rows.values())) if name in calls}
+    _measure(rows, close, rounds=2 * rounds, burst=15)
+
+
+def _measure(rows: dict[str, Row], calls: dict[str, Call], rounds: int, burst: int) -> None:
     print(f"  measuring {len(calls)} candidates", file=sys.stderr, flush=True)
-    for candidate, latency in measure(calls, rounds=rounds, burst=7).items():
+    for candidate, latency in measure(calls, rounds=rounds, burst=burst).items():
         rows[candidate].milliseconds = latency.median
         rows[candidate].spread = latency.spread
+
+
+def contenders(rows: Sequence[Row]) -> list[str]:
+    """fxopt's own rows and, of each precision, the rivals that may be the fastest one."""
+    names = [row.candidate for row in rows if row.kind != RIVAL]
+    for precision in {row.precision for row in rows}:
+        rivals = [r for r in rows if r.kind == RIVAL and r.precision == precision and r.measured]
+        for group in (rivals, [row for row in rivals if row.torch]):
+            limit = _CONTENDS * min((row.milliseconds for row in group), default=0.0)
+            names += [row.candidate for row in group if row.milliseconds <= limit]
+    return list(dict.fromkeys(names))
