@@ -103,6 +103,16 @@ def placement(record: CandidateRecord) -> str:
     return f"{record.backend} ({parts})"
 
 
+def slower(region: RegionRecord) -> str:
+    """What is out for being slower: ``inductor 15.1; not tried: onednn``; empty for nothing."""
+    out = [other for other in region.candidates if other.slower]
+    measured = [other for other in out if other.milliseconds is not None]
+    times = [f"{candidate(region, c)} {milliseconds(c.milliseconds)}" for c in measured]
+    untried = [candidate(region, other) for other in out if other.milliseconds is None]
+    parts = [", ".join(times), f"not tried: {', '.join(untried)}" if untried else ""]
+    return "; ".join(filter(None, parts))
+
+
 def next_best(region: RegionRecord) -> str:
     """The fastest candidate that lost, such as ``inductor 15.1``."""
     rivals = [

@@ -58,6 +58,7 @@ class CandidateRecord:
         precisions: How many heavy operations ran in which precision, such as ``{"int8": 54}``.
         fallbacks: Layers that were to run in a lower precision than they do, each in a line.
         reason: Why it is out of the race, where it is.
+        slower: Whether that is for being slower alone, as measured or as expected.
         seconds: Time that building it took.
         placed: What each backend takes, a line a region; empty where one takes all.
         outside: For each operation that runs as it stands, what it is and why: ``aten.rand draws
@@ -72,6 +73,7 @@ class CandidateRecord:
     precisions: dict[str, int] = field(default_factory=dict)
     fallbacks: tuple[str, ...] = ()
     reason: str = ""
+    slower: bool = False
     seconds: float = 0.0
     placed: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()

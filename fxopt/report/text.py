@@ -152,7 +152,9 @@ def _texts(report: Report) -> Table:
         fallbacks = show.shorten(region.chosen.fallbacks, _SHOWN)
         _listed(grid, "fell back", [f"{region.name}: {line}" for line in fallbacks])
         _listed(grid, "placed", _placed(region))
-        _listed(grid, "out", _losers(region))
+        slower = show.slower(region)
+        _listed(grid, "slower", [f"{region.name}: {slower}"] if slower else [])
+        _listed(grid, "out", _excluded(region))
     return grid
 
 
@@ -162,11 +164,11 @@ def _placed(region: RegionRecord) -> list[str]:
     return [f"{region.name}: {line}" for line in (summary, *lines)] if summary else []
 
 
-def _losers(region: RegionRecord) -> list[str]:
+def _excluded(region: RegionRecord) -> list[str]:
     return [
         f"{region.name}: {show.candidate(region, other)}: {other.reason}"
         for other in region.candidates
-        if other.reason
+        if other.reason and not other.slower
     ]
 
 

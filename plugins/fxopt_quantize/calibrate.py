@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -20,37 +20,56 @@ class Observer(Protocol):
         """Takes in one batch of values; raises NotFiniteError on NaN and infinity."""
 
 
+class Watch(Protocol):
+    """Sees what every node takes and yields."""
+
+    def __call__(self, node: fx.Node, inputs: Sequence[Any], value: Any) -> None:
+        """Takes in one batch; raises NotFiniteError on NaN and infinity where they matter."""
+
+
+def values_of(observers: Mapping[fx.Node, Observer]) -> Watch:
+    """Shows the value of each node to its observer, if it has one."""
+
+    def watch(node: fx.Node, inputs: Sequence[Any], value: Any) -> None:
+        if node in observers:
+            observers[node].update(value)
+
+    return watch
+
+
 def observe(
     program: Program,
     calibration: Calibration,
-    observers: Mapping[fx.Node, Observer],
+    watch: Watch,
     *,
     samples: int,
     progress: Callable[[str], None],
+    task: str,
 ) -> int:
-    """Runs ``program`` in eval mode, batch by batch, and shows each value to its observer.
+    """Runs ``program`` in eval mode, batch by batch, and has it watched.
 
     Args:
         program: Its weights are not changed.
         calibration: The batches.
-        observers: By the node whose value they watch.
+        watch: Is shown each node, what it takes and what it yields.
         samples: No further batch is begun once so many samples were seen.
         progress: Takes a line after each batch.
+        task: What that line calls it.
 
     Returns:
         How many samples were seen.
 
     Raises:
-        CalibrationError: There is no batch, the program does not take one, or a value that is to
-            be rounded is NaN or infinite.
+        CalibrationError: There is no batch, the program does not take one, or a value that is
+            watched is NaN or infinite.
     """
     seen = 0
-    walk = _Walk(program.module, observers)
+    walk = _Walk(program.module, watch)
     with torch.no_grad(), _eval_mode(program.module):
         for index, batch in enumerate(calibration):
             _run(walk, batch, index)
             seen += _count(program, batch)
-            progress(f"calibrating: {seen} samples")
+            progress(f"{task}: {seen} samples")
             if seen >= samples:
                 break
     return seen
@@ -59,24 +78,23 @@ def observe(
 class _Walk(fx.Interpreter):
     """Runs the graph node by node; values are dropped after their last use."""
 
-    def __init__(self, module: fx.GraphModule, observers: Mapping[fx.Node, Observer]) -> None:
+    def __init__(self, module: fx.GraphModule, watch: Watch) -> None:
         super().__init__(module)
-        self._observers = observers
+        self._watch = watch
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
+        inputs, _ = self.fetch_args_kwargs_from_env(n)
         value = super().run_node(n)
-        observer = self._observers.get(n)
-        if observer is not None:
-            try:
-                observer.update(value)
-            except NotFiniteError:
-                raise CalibrationError(
-                    f"the output of {_describe(n)} is NaN or infinite",
-                    where=n.meta.get("source"),
-                    hint="check the batch and the model's weights for NaN, or name the layer in "
-                    "quantize{skip=[...]} if that is meant to be so",
-                ) from None
+        try:
+            self._watch(n, inputs, value)
+        except NotFiniteError:
+            raise CalibrationError(
+                f"the output of {_describe(n)} is NaN or infinite",
+                where=n.meta.get("source"),
+                hint="check the batch and the model's weights for NaN, or name the layer in "
+                "quantize{skip=[...]} if that is meant to be so",
+            ) from None
         return value
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 
 _BINS = 8192
+_NEWEST = 0.1  # weight of the newest batch in a moving average
 _CHUNK = 1 << 22  # values binned at a time: bounds the memory for their bins' numbers
 
 
@@ -62,6 +63,11 @@ class Histogram:
         """The middle of each bin."""
         return (torch.arange(_BINS, dtype=torch.float64) - _BINS / 2 + 0.5) * self.width
 
+    def filled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Middles and counts of the bins that hold something, in order."""
+        holding = self.counts > 0
+        return self.centers()[holding], self.counts[holding]
+
     def _widen(self, magnitude: float) -> None:
         needed = _width_for(magnitude)
         if self.width == 0.0 and needed:
@@ -87,6 +93,39 @@ def _width_for(magnitude: float) -> float:
     while magnitude >= width * _BINS / 2:
         width *= 2
     return width
+
+
+class MovingRange:
+    """Moving averages of the smallest and the largest value of each batch.
+
+    As for training in Jacob et al. (2018), section 3.1. Unlike a histogram, it depends on how the
+    data are divided into batches, and on their order; it forgets the first ones by and by.
+
+    Attributes:
+        minimum: The average of the smallest values, at most 0.
+        maximum: The average of the largest values, at least 0.
+    """
+
+    def __init__(self) -> None:
+        self.minimum = 0.0
+        self.maximum = 0.0
+        self._empty = True
+
+    def update(self, values: torch.Tensor) -> None:
+        """Adds one batch.
+
+        Raises:
+            NotFiniteError: There is NaN or infinity in it.
+        """
+        if values.numel() == 0:
+            return
+        low, high = (float(bound) for bound in torch.aminmax(values.detach().float()))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise NotFiniteError
+        weight = 1.0 if self._empty else _NEWEST
+        self.minimum += weight * (min(low, 0.0) - self.minimum)
+        self.maximum += weight * (max(high, 0.0) - self.maximum)
+        self._empty = False
 
 
 class ChannelRange:

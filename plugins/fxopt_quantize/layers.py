@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.plugin import Program
-from fxopt_quantize.modules import QuantConv, QuantConvTranspose, QuantLinear
+from fxopt_quantize.modules import QuantConv, QuantConvTranspose, QuantLayer, QuantLinear
 from fxopt_quantize.weights import QuantizedWeight, quantize_weight
 
 
@@ -35,16 +35,16 @@ class LayerFactory:
     """
 
     def __init__(self) -> None:
-        self._layers: dict[nn.Module, nn.Module] = {}
+        self._layers: dict[nn.Module, QuantLayer] = {}
         self._weights: dict[tuple[torch.Tensor, int], QuantizedWeight] = {}
 
-    def quantized(self, layer: nn.Module) -> nn.Module:
+    def quantized(self, layer: nn.Module) -> QuantLayer:
         """The counterpart of a convolution or linear layer."""
         if layer not in self._layers:
             self._layers[layer] = self._make(layer)
         return self._layers[layer]
 
-    def _make(self, layer: nn.Module) -> nn.Module:
+    def _make(self, layer: nn.Module) -> QuantLayer:
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
             return QuantConvTranspose(layer, self._weight(layer.weight, axis=1))
         if isinstance(layer, nn.modules.conv._ConvNd):

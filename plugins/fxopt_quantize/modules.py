@@ -70,7 +70,7 @@ class FakeQuantizePerChannel(LeafModule):
         return f"{len(self.scale)} scales, zero_point={int(self.zero_point[0])}"
 
 
-class _QuantLayer(LeafModule):
+class QuantLayer(LeafModule):
     """A layer with weights in int8; a subclass says what it computes with them."""
 
     precision = "int8"
@@ -92,7 +92,7 @@ class _QuantLayer(LeafModule):
         return self.weight_int8.to(self.weight_scale.dtype) * self.weight_scale
 
 
-class QuantLinear(_QuantLayer):
+class QuantLinear(QuantLayer):
     """A linear layer with int8 weights."""
 
     family = "linear"
@@ -105,7 +105,7 @@ class QuantLinear(_QuantLayer):
         return f"in_features={inputs}, out_features={outputs}, bias={self.bias is not None}"
 
 
-class QuantConv(_QuantLayer):
+class QuantConv(QuantLayer):
     """A convolution over one, two or three dimensions with int8 weights.
 
     Args:
@@ -140,7 +140,7 @@ class QuantConv(_QuantLayer):
         return self._described
 
 
-class QuantConvTranspose(_QuantLayer):
+class QuantConvTranspose(QuantLayer):
     """A transposed convolution over one, two or three dimensions with int8 weights.
 
     Args:

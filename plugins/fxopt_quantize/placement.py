@@ -14,7 +14,7 @@ The rules:
    use their fastest kernels; so signed values have it there, unless only linear layers take them.
 7. Attention takes queries, keys and values in int8 if they come from int8 layers; what is computed
    between them and the layer (a rotation, say) keeps it in float. Its mask is never rounded.
-8. The input of a depthwise convolution, where nothing else uses it, has a scale per channel.
+8. The input of a depthwise convolution, where nothing else uses it, may have a scale per channel.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Site:
         takers: The users that take it rounded; others take it as it is.
         group: Sites with one number share one scale.
         symmetric: Whether zero should be the middle of the range if there are negative values.
-        per_channel: Whether each channel has its own scale.
+        per_channel: Whether each channel may have its own scale.
     """
 
     value: fx.Node

@@ -1,20 +1,16 @@
-"""From statistics of activations to scale and zero point."""
+"""From ranges of activations to scale and zero point."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from fxopt_quantize.histogram import Histogram
 
 LEVELS = 256
-_Bounds = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 _TINY = 1e-20
-_SKEW = (LEVELS // 2) / (LEVELS // 2 - 1)  # there is one more level below zero than above
-_STEPS = 48  # candidates per search along one end of the range
-_ROUNDS = 3  # how often either end is searched, the other held
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,13 @@ class Grid:
     zero_point: int
 
 
+class Range(Protocol):
+    """The smallest and the largest value that a grid has to cover."""
+
+    minimum: float
+    maximum: float
+
+
 def grid_for(low: float, high: float) -> Grid:
     """The grid whose ends are ``low`` and ``high``, moved so that zero is one of its values.
 
@@ -42,64 +45,38 @@ def grid_for(low: float, high: float) -> Grid:
     return Grid(scale, min(max(round(-low / scale), 0), LEVELS - 1))
 
 
-def minmax_grid(histogram: Histogram, *, symmetric: bool = False) -> Grid:
-    """The grid that covers every value that was seen.
-
-    Args:
-        histogram: What was seen.
-        symmetric: Whether zero lies in the middle where there are negative values.
-    """
-    low, high = histogram.minimum, histogram.maximum
-    return _middle_grid(max(-low, high)) if symmetric and low < 0 else grid_for(low, high)
-
-
-def histogram_grid(histogram: Histogram, *, symmetric: bool = False) -> Grid:
-    """The grid with the least squared error on the values that were seen.
-
-    Clipping a few large values lets all others be rounded less. Both ends of the range are
-    searched in turn, over fractions of the smallest and the largest value.
-
-    Args:
-        histogram: What was seen.
-        symmetric: Whether zero lies in the middle where there are negative values.
-    """
-    low, high = histogram.minimum, histogram.maximum
-    if histogram.width == 0.0:
-        return minmax_grid(histogram)
-    if symmetric and low < 0:
-        largest = max(-low, high)
-        return _middle_grid(_best(histogram, largest, lambda ends: (-ends * _SKEW, ends)))
-    for _ in range(_ROUNDS):
-        before = (low, high)
-        high = _best_high(histogram, low)
-        low = _best_low(histogram, high)
-        if (low, high) == before:
-            break
-    return grid_for(low, high)
-
-
-def _best_high(histogram: Histogram, low: float) -> float:
-    return _best(histogram, histogram.maximum, lambda ends: (torch.full_like(ends, low), ends))
-
-
-def _best_low(histogram: Histogram, high: float) -> float:
-    return _best(histogram, histogram.minimum, lambda ends: (ends, torch.full_like(ends, high)))
-
-
-def _middle_grid(largest: float) -> Grid:
+def middle_grid(largest: float) -> Grid:
     """The grid whose zero point is 128 and whose last value is ``largest``."""
     scale = largest / (LEVELS // 2 - 1)
     return Grid(scale, LEVELS // 2) if scale >= _TINY else Grid(1.0, 0)
 
 
-def _best(histogram: Histogram, end: float, bounds: _Bounds) -> float:
-    """The fraction of ``end`` with the least error; ``bounds`` makes ranges of such ends."""
-    if end == 0.0:
-        return end
-    seen = histogram.counts > 0
-    ends = end * torch.linspace(1.0, 0.0, _STEPS + 1, dtype=torch.float64)[:-1]
-    errors = _errors(histogram.centers()[seen], histogram.counts[seen], *bounds(ends))
-    return float(ends[errors.argmin()])
+def minmax_grid(seen: Range, *, symmetric: bool = False) -> Grid:
+    """The grid that covers a whole range.
+
+    Args:
+        seen: The range.
+        symmetric: Whether zero lies in the middle where there are negative values.
+    """
+    return _covering(seen.minimum, seen.maximum, symmetric)
+
+
+def percentile_grid(histogram: Histogram, percentile: float, *, symmetric: bool = False) -> Grid:
+    """The grid that leaves out the rarest values at either end.
+
+    Args:
+        histogram: What was seen.
+        percentile: Percent of the values that lie below its upper end, and as many above its
+            lower end; with ``symmetric``, percent of the magnitudes that lie within.
+        symmetric: Whether zero lies in the middle where there are negative values.
+    """
+    if histogram.width == 0.0:
+        return minmax_grid(histogram)
+    share, (values, counts) = percentile / 100, histogram.filled()
+    if symmetric and histogram.minimum < 0:
+        return middle_grid(_quantile(values.abs(), counts, share))
+    low = _quantile(values, counts, 1 - share) if histogram.minimum < 0 else 0.0
+    return _covering(low, _quantile(values, counts, share), symmetric=False)
 
 
 def channel_grids(minimum: torch.Tensor, maximum: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -111,11 +88,13 @@ def channel_grids(minimum: torch.Tensor, maximum: torch.Tensor) -> tuple[torch.T
     return scale, LEVELS // 2 if signed else 0
 
 
-def _errors(
-    values: torch.Tensor, counts: torch.Tensor, low: torch.Tensor, high: torch.Tensor
-) -> torch.Tensor:
-    """The summed squared error for each pair of ends."""
-    scale = ((high - low) / (LEVELS - 1)).clamp(min=_TINY).reshape(-1, 1)
-    zero_point = torch.round(-low.reshape(-1, 1) / scale)
-    rounded = torch.clamp(torch.round(values / scale) + zero_point, 0, LEVELS - 1)
-    return (((rounded - zero_point) * scale - values).square() * counts).sum(1)
+def _covering(low: float, high: float, symmetric: bool) -> Grid:
+    return middle_grid(max(-low, high)) if symmetric and low < 0 else grid_for(low, high)
+
+
+def _quantile(values: torch.Tensor, counts: torch.Tensor, share: float) -> float:
+    """The smallest value below or at which lies at least a share of all counts."""
+    order = values.argsort(stable=True)
+    reached = counts[order].cumsum(0)
+    index = torch.searchsorted(reached, share * reached[-1])
+    return float(values[order][index])

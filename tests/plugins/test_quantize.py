@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from fxopt.passes import Calibration, Context, format_pass, parse_passes
 from fxopt.testing import check_pass
 from fxopt_fold_bn import FoldBN
 from fxopt_quantize import FakeQuantize, FakeQuantizePerChannel, QuantConv, Quantize, QuantLinear
-from fxopt_quantize.histogram import Histogram
-from fxopt_quantize.ranges import Grid, grid_for, histogram_grid, minmax_grid
+from fxopt_quantize.calibrators import Calibrator
+from fxopt_quantize.histogram import Histogram, MovingRange
+from fxopt_quantize.ranges import Grid, grid_for, minmax_grid, percentile_grid
+from fxopt_quantize.search import divergences, entropy_grid, histogram_grid
 from fxopt_quantize.weights import quantize_weight
 
 CPU = find_target("cpu")
@@ -232,7 +235,157 @@ def test_the_histogram_depends_neither_on_order_nor_on_batches(sizes, powers, se
         assert forward.counts.sum() == sum(sizes[: len(parts)])
 
 
-@pytest.mark.parametrize("grid", [histogram_grid, minmax_grid])
+def divergence(x, low, high):
+    """Migacz's, value by value and bin by bin, in NumPy."""
+    histogram = histogram_of(x)
+    centers, counts = histogram.centers().numpy(), histogram.counts.numpy().copy()
+    counts[len(counts) // 2] = 0  # the bin of zero
+    scale = (high - low) / 255
+    zero_point = np.round(-low / scale)
+    inside = [i for i in range(len(counts)) if counts[i] and low <= centers[i] <= high]
+    level = {i: min(max(np.round(centers[i] / scale) + zero_point, 0), 255) for i in inside}
+    reference = {i: counts[i] for i in inside}
+    reference[inside[0]] += counts[centers < low].sum()
+    reference[inside[-1]] += counts[centers > high].sum()
+    total, kept = sum(reference.values()), sum(counts[i] for i in inside)
+    loss = 0.0
+    for i in inside:
+        mates = [j for j in inside if level[j] == level[i]]
+        q = sum(counts[j] for j in mates) / len(mates) / kept
+        loss += reference[i] / total * np.log(reference[i] / total / q)
+    return loss
+
+
+@pytest.mark.parametrize("name", ["normal", "outlier", "hardswish"])
+def test_the_divergence_is_that_of_the_paper(name):
+    torch.manual_seed(0)
+    x = SAMPLES[name]()[-700:]
+    ends = [(float(x.min()) * a, float(x.max()) * b) for a, b in ((1, 1), (1, 0.6), (0.5, 0.3))]
+    found = divergences(histogram_of(x), *torch.tensor(ends, dtype=torch.float64).T)
+    assert found.tolist() == pytest.approx([divergence(x, *pair) for pair in ends], rel=1e-9)
+
+
+def test_an_outlier_is_worth_less_information_than_the_rest():
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(20000), torch.tensor([300.0])])
+    covered = entropy_grid(histogram_of(x)).scale * 255
+    assert covered < 60
+    assert minmax_grid(histogram_of(x)).scale * 255 > 300
+
+
+@pytest.mark.parametrize("percentile", [99.0, 99.9, 100.0])
+@pytest.mark.parametrize("name", ["normal", "relu", "long tail", "negative"])
+def test_percentiles_are_those_of_the_values(name, percentile):
+    torch.manual_seed(0)
+    x = SAMPLES[name]()
+    histogram = histogram_of(x)
+    low, high = np.quantile(x, [1 - percentile / 100, percentile / 100], method="inverted_cdf")
+    wanted = grid_for(float(low), float(high))
+    found = percentile_grid(histogram, percentile)
+    assert found.scale * 255 == pytest.approx(wanted.scale * 255, abs=3 * histogram.width)
+    assert abs(found.zero_point - wanted.zero_point) <= 1
+    if x.min() < 0:
+        within = np.quantile(x.abs(), percentile / 100, method="inverted_cdf")
+        middle = percentile_grid(histogram, percentile, symmetric=True)
+        assert middle.zero_point == 128
+        assert middle.scale * 127 == pytest.approx(within, abs=2 * histogram.width)
+
+
+def test_moving_averages():
+    torch.manual_seed(0)
+    batches = [torch.randn(64) * scale for scale in (1.0, 3.0, 2.0, 8.0)]
+    moving = MovingRange()
+    for batch in batches:
+        moving.update(batch)
+    low, high = float(batches[0].min()), float(batches[0].max())
+    for batch in batches[1:]:
+        low, high = 0.9 * low + 0.1 * float(batch.min()), 0.9 * high + 0.1 * float(batch.max())
+    assert (moving.minimum, moving.maximum) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("calibrator", get_args(Calibrator))
+def test_every_calibrator_gives_a_working_program(calibrator):
+    torch.manual_seed(0)
+    conv, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)),
+        torch.randn(4, 3, 9, 9),
+    )
+    program, _ = quantized(conv, (x,), calibrator=calibrator)
+    assert relative(program(x)[0], conv(x)) < 0.1
+
+
+@pytest.mark.parametrize("percentile", [50.0, 101.0])
+def test_a_percentile_that_makes_no_sense(percentile):
+    with pytest.raises(ValueError, match="percentile"):
+        Quantize(calibrator="percentile", percentile=percentile)
+
+
+# -- bias correction -------------------------------------------------------------------------
+
+
+def channel_means(y, channel):
+    return y.detach().double().movedim(channel, 0).flatten(1).mean(1)
+
+
+LAYERS = {
+    "conv": (lambda: nn.Conv2d(8, 6, 3, stride=2, padding=1), (5, 8, 9, 9), 1),
+    "no bias": (lambda: nn.Conv2d(8, 6, 3, bias=False), (5, 8, 9, 9), 1),
+    "depthwise": (lambda: nn.Conv2d(8, 8, 3, groups=8), (5, 8, 9, 9), 1),
+    "transposed": (lambda: nn.ConvTranspose2d(8, 6, 3), (5, 8, 9, 9), 1),
+    "linear": (lambda: nn.Linear(16, 6), (5, 7, 16), -1),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_bias_correction_keeps_the_mean_of_every_channel(name):
+    torch.manual_seed(0)
+    make, shape, channel = LAYERS[name]
+    layer, batches = make(), [torch.rand(shape) ** 3 + 0.2, torch.rand(3, *shape[1:])]
+    before = copy.deepcopy(layer.state_dict())
+    plain, _ = quantized(layer, *[(x,) for x in batches], bias_correction=False)
+    program, _ = quantized(layer, *[(x,) for x in batches])
+    everything = torch.cat(batches)
+    wanted = channel_means(layer(everything), channel)
+    shift = (channel_means(plain(everything)[0], channel) - wanted).abs().max()
+    left = (channel_means(program(everything)[0], channel) - wanted).abs().max()
+    assert left < 1e-6
+    assert shift > 100 * left
+    assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
+
+
+def test_bias_correction_where_rounding_comes_before_the_pooling_and_layers_are_shared():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool, self.conv = nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.conv(self.pool(x)).relu())
+
+    torch.manual_seed(0)
+    model, x = Net(), torch.rand(8, 4, 12, 12)
+    program, _ = quantized(model, (x,), bias_correction=True)
+    (layer,) = {id(m): m for m in modules(program, QuantConv)}.values()
+    assert not torch.equal(layer.bias, model.conv.bias)
+    assert relative(program(x)[0], model(x)) < 0.02
+
+
+def test_bias_correction_helps_a_net_whose_errors_add_up():
+    torch.manual_seed(0)
+    layers = [m for _ in range(8) for m in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())]
+    model, x = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), torch.rand(16, 16, 10, 10)
+    errors = [
+        relative(quantized(model, (x,), bias_correction=on)[0](x)[0], model(x))
+        for on in (False, True)
+    ]
+    assert errors[1] < 0.7 * errors[0]
+
+
+def percentile_of(histogram, symmetric):
+    return percentile_grid(histogram, 99.9, symmetric=symmetric)
+
+
+@pytest.mark.parametrize("grid", [histogram_grid, minmax_grid, entropy_grid, percentile_of])
 @pytest.mark.parametrize("value", [0.0, 1e-44, 3.0, -3.0])
 def test_constant_values_are_met_exactly(grid, value):
     x = torch.full((2, 5), value)
@@ -281,7 +434,8 @@ def test_samples_bounds_what_is_read_and_progress_is_told():
     result = Quantize(samples=7, calibrator="minmax").run(program, context)
     assert result.details["samples"] == 9
     assert result.summary == "1 layers int8, per channel, minmax of 9 samples"
-    assert lines == [f"calibrating: {count} samples" for count in (3, 6, 9)]
+    tasks = ("calibrating", "correcting biases")
+    assert lines == [f"{task}: {count} samples" for task in tasks for count in (3, 6, 9)]
 
 
 # -- placement -------------------------------------------------------------------------------
@@ -307,7 +461,7 @@ class SqueezeExcite(nn.Module):
 
 SQUEEZE_EXCITE = """
 x               scale, zero middle   -> add expand
-hardswish       8 scales, zero middle -> depthwise
+hardswish       scale, zero middle -> depthwise
 hardswish_1     scale, zero middle   -> adaptive_avg_pool2d mul
 adaptive_avg_pool2d scale, zero middle -> reduce
 relu            scale, zero free     -> excite
@@ -343,6 +497,15 @@ def test_placement_in_a_mobile_block():
     assert sorted(placement_text(program)) == sorted(expected)
     assert result.details["layers"] == 6
     assert result.refused == ()
+
+
+def test_scales_per_channel_for_depthwise_layers_on_request():
+    torch.manual_seed(0)
+    x = (torch.randn(4, 4, 8, 8),)
+    program, _ = quantized(SqueezeExcite(), x, depthwise="channel")
+    assert "hardswish 8 scales, zero middle -> depthwise" in placement_text(program)
+    others = {name: leaf for name, leaf in roundings(program).items() if name != "hardswish"}
+    assert not any(isinstance(leaf, FakeQuantizePerChannel) for leaf in others.values())
 
 
 def test_sums_between_layer_norms_stay_in_float():
@@ -513,7 +676,7 @@ def test_settings_have_a_text_form():
     with pytest.raises(SettingError, match="must be at least 1"):
         parse_passes("quantize{samples=0}", known)
     with pytest.raises(SettingError, match="calibrator"):
-        parse_passes("quantize{calibrator=entropy}", known)
+        parse_passes("quantize{calibrator=guess}", known)
 
 
 def test_nothing_to_do():

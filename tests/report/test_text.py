@@ -105,3 +105,15 @@ def test_relative_errors(error, text):
 )
 def test_ratios(before, after, text):
     assert show.ratio(before, after) == text
+
+
+def test_what_is_merely_slower_takes_one_line(report):
+    best = report.regions[0].chosen
+    slow = CandidateRecord("inductor", "lossy", 15.1, reason="in its trial", slower=True)
+    untried = CandidateRecord("onednn", "lossy", reason="not tried", slower=True)
+    wrong = CandidateRecord("wrong", "lossy", reason="output error 0.3")
+    region = RegionRecord("whole net", 121, best, (best, slow, untried, wrong))
+    text = render_text(Report("net", "cpu", "1x3", "", regions=(region,)))
+    assert "whole net: inductor 15.1; not tried: onednn" in text
+    assert "whole net: wrong: output error 0.3" in text
+    assert text.count("whole net: ") == 2

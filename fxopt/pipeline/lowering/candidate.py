@@ -59,10 +59,10 @@ class Candidate:
         """Changes fields of the record."""
         self.record = replace(self.record, **changes)
 
-    def drop(self, reason: str) -> None:
-        """Takes it out, for a reason."""
+    def drop(self, reason: str, slower: bool = False) -> None:
+        """Takes it out, for a reason; ``slower`` says that nothing else is wrong with it."""
         self.module = None
-        self.note(reason=reason)
+        self.note(reason=reason, slower=slower)
 
     def call(self, flat: Sequence[Any]) -> Callable[[], object]:
         """Calls the module as the user does, on flat inputs."""

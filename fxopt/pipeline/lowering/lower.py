@@ -78,9 +78,8 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     tuning.write(known | timings(candidates))
     for candidate in candidates:
         if candidate.beaten:
-            candidate.note(
-                reason=f"clearly slower in its trial: {candidate.record.milliseconds:.3g} ms"
-            )
+            took = f"{candidate.record.milliseconds:.3g} ms"
+            candidate.drop(f"clearly slower in its trial: {took}", slower=True)
     timed.sort(key=_merit)
     winner = first_right(timed, plain, before, job)
     return _outcome(winner, candidates, before, job)

@@ -47,7 +47,8 @@ def _drop_others(rest: Sequence[Candidate], first: Sequence[Candidate]) -> None:
     for candidate in rest:
         if _backend(candidate) in set(names) - set(best):
             faster, version = " and ".join(best), ranked[0].version.name
-            candidate.drop(f"not tried: slower than {faster} on the {version} version")
+            reason = f"not tried: slower than {faster} on the {version} version"
+            candidate.drop(reason, slower=True)
 
 
 def _backend(candidate: Candidate) -> str:

@@ -110,7 +110,8 @@ def drop_slow(candidates: Sequence[Candidate], known: Mapping[str, Timing]) -> N
         before = known.get(candidate.name)
         if before is not None and before.far_behind(best) and not candidate.record.reason:
             took = f"{before.milliseconds:.3g} ms"
-            candidate.drop(f"took {took} when last measured here, the best {best:.3g} ms")
+            reason = f"took {took} when last measured here, the best {best:.3g} ms"
+            candidate.drop(reason, slower=True)
 
 
 def timings(candidates: Sequence[Candidate]) -> dict[str, Timing]:

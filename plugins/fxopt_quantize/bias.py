@@ -1,0 +1,63 @@
+"""Bias correction: rounding shifts the mean of a layer's outputs, and the bias shifts it back.
+
+Empirical bias correction of Nagel et al., "Data-Free Quantization Through Weight Equalization and
+Bias Correction" (2019), section 4.2, for all layers at once: each is compared with its original
+on the original's own inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxopt_quantize.modules import QuantLayer, QuantLinear
+
+
+class BiasErrors:
+    """Watches layers in float, and tells how far the means of their int8 counterparts are off.
+
+    Args:
+        layers: The counterparts, by the nodes of the layers.
+        roundings: What rounds the input of each.
+    """
+
+    def __init__(
+        self, layers: Mapping[fx.Node, QuantLayer], roundings: Mapping[fx.Node, nn.Module]
+    ) -> None:
+        self._layers = layers
+        self._roundings = roundings
+        self._means = {layer: _Mean() for layer in layers.values()}
+
+    def __call__(self, node: fx.Node, inputs: Sequence[Any], value: Any) -> None:
+        """Takes in one batch."""
+        if node not in self._roundings:
+            return
+        layer = self._layers[node]
+        error = layer(self._roundings[node](inputs[0])) - value
+        channel = -1 if isinstance(layer, QuantLinear) else 1
+        self._means[layer].update(error.movedim(channel, 0).flatten(1))
+
+    def correct(self) -> None:
+        """Shifts the biases of the layers in int8; those called twice by the mean of both calls."""
+        for layer, mean in self._means.items():
+            if mean.count:
+                bias = -mean.value if layer.bias is None else layer.bias.detach() - mean.value
+                layer.bias = nn.Parameter(bias, requires_grad=False)
+
+
+class _Mean:
+    """A mean per channel, batch by batch."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.value = torch.zeros(())
+
+    def update(self, values: torch.Tensor) -> None:
+        """Adds values of shape (channels, n)."""
+        added = values.shape[1]
+        if added:
+            self.count += added
+            self.value = self.value + (values.mean(1) - self.value) * (added / self.count)
