@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,9 +49,10 @@ def measure(
     burst: int = 5,
     narrowing: float | None = None,
 ) -> dict[str, Latency]:
-    """Times callables round robin, in bursts.
+    """Times callables in turns, in bursts.
 
-    All candidates are timed in each round, so that a machine whose speed drifts slows all alike.
+    All candidates are timed in each round, so that a machine whose speed drifts slows all alike,
+    and in another order each time, so that none suffers for what always comes before it.
 
     Args:
         candidates: What to call, by name.
@@ -64,8 +66,9 @@ def measure(
         The timings by name; at least one round of each.
     """
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    racing = list(candidates)
+    racing, order = list(candidates), random.Random(0)
     for done in range(1, rounds + 1):
+        order.shuffle(racing)
         for name in racing:
             samples[name] += _burst(candidates[name], burst)
         if narrowing is not None and done >= _FEWEST_ROUNDS:

@@ -26,13 +26,15 @@ def taking(milliseconds, turns=None, name=None):
     return call
 
 
-def test_all_get_the_same_turns_round_robin():
+def test_all_get_a_turn_in_each_round_in_changing_order():
     turns = []
-    calls = {name: taking(1.0, turns, name) for name in "ab"}
-    found = measure(calls, rounds=3, burst=4)
-    assert [len(found[name].milliseconds) for name in "ab"] == [12, 12]
-    order = [name for i, name in enumerate(turns) if i == 0 or turns[i - 1] != name]
-    assert order == list("ababab")
+    calls = {name: taking(1.0, turns, name) for name in "abc"}
+    found = measure(calls, rounds=8, burst=4)
+    assert [len(found[name].milliseconds) for name in "abc"] == [32, 32, 32]
+    bursts = ["".join(turns[i : i + 18 : 6]) for i in range(0, len(turns), 18)]
+    assert len(bursts) == 8
+    assert {"".join(sorted(burst)) for burst in bursts} == {"abc"}
+    assert len(set(bursts)) >= 3
 
 
 def test_slow_calls_get_fewer_in_a_turn():

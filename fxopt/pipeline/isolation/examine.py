@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
 import time
@@ -153,12 +152,7 @@ def _load(request: Mapping[str, Any], registry: Registry) -> Program:
     for name in request["imports"]:
         importlib.import_module(name)
     packages = {plugin.origin.module.partition(".")[0] for plugin in registry.plugins}
-    return _load_once(request["program"], frozenset(packages))
-
-
-@functools.lru_cache(maxsize=1)  # one program is tried on one backend after the other
-def _load_once(folder: str, packages: frozenset[str]) -> Program:
-    return load_program(folder, packages=packages)
+    return load_program(request["program"], packages=packages)
 
 
 def _configure(request: Mapping[str, Any], target: Target) -> None:

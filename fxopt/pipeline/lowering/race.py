@@ -13,7 +13,7 @@ from fxopt.pipeline.lowering.job import LoweringJob
 _ORIGINAL = "original"
 
 # Candidates that come close to each other get more turns than those that are clearly behind.
-_ROUNDS = 12
+_ROUNDS = 8
 _NARROWING = 0.6
 
 
