@@ -39,10 +39,10 @@ def captured(model, *inputs):
     return capture_program(model.eval(), inputs, {})
 
 
-def quantized(program, *inputs, skip=()):
+def quantized(program, *inputs, **settings):
     twin = program.clone()
     calibration = Calibration([inputs], program.signature)
-    Quantize(skip=skip).run(twin, Context(CPU, calibration=calibration))
+    Quantize(**settings).run(twin, Context(CPU, calibration=calibration))
     return twin
 
 
@@ -281,7 +281,7 @@ def test_scales_per_channel_before_a_depthwise_convolution():
     for between in (nn.ReLU(), nn.Tanh()):
         depthwise = nn.Conv2d(8, 16, 3, groups=8)
         model = Through(between, nn.Sequential(depthwise, nn.ReLU(), nn.Conv2d(16, 8, 1)))
-        program = quantized(captured(model, x), x)
+        program = quantized(captured(model, x), x, depthwise="channel")
         assert any("FakeQuantizePerChannel" in type(m).__name__ for m in program.module.modules())
         code = compile_for(program, x)
         assert code.precisions()["int8"] >= 2
