@@ -14,8 +14,10 @@ from verdicts import ERROR_TOLERANCE, LIMITS, Summary, Verdict, summaries
 INTRODUCTION = """\
 Weights are random, batch norm statistics too; every int8 tool calibrates on the test input. \
 All candidates of a model are built first and then timed in turns, in bursts, with a pause before \
-each, so that no candidate's spinning threads slow the next one. Medians in milliseconds; +- is \
-half the distance between the quartiles; error is the relative output error against eager fp32. \
+each, so that no candidate's spinning threads slow the next one. fxopt's rows and the rivals \
+within 1.3 times the fastest of their precision are then timed again without the others, in four \
+times as many turns: their figures are from there. Medians in milliseconds; +- is half \
+the distance between the quartiles; error is the relative output error against eager fp32. \
 The machine is virtual: trust ratios within a table, not its absolute figures."""
 
 RULES = f"""\
