@@ -16,9 +16,12 @@ Weights are random, batch norm statistics too; every int8 tool calibrates on the
 All candidates of a model are built first and then timed in turns, in bursts, with a pause before \
 each, so that no candidate's spinning threads slow the next one. fxopt's rows and the rivals \
 within 1.3 times the fastest of their precision are then timed again without the others, in four \
-times as many turns: their figures are from there. Medians in milliseconds; +- is half \
-the distance between the quartiles; error is the relative output error against eager fp32. \
-The machine is virtual: trust ratios within a table, not its absolute figures."""
+to sixteen times as many turns, the more the shorter a call: their figures are from there. Medians \
+in milliseconds; +- is half the distance between the quartiles; error is the relative output \
+error against eager fp32. The machine is virtual: trust ratios within a table, not its absolute \
+figures. Even those carry noise: one model compiled three times by one runtime \
+(mobilenet_v3_large, 16 turns of 15 calls, six times over) gave ratios between 0.95 and 1.07, \
+where 1 is the truth."""
 
 RULES = f"""\
 A ratio is fxopt's latency over that of the best rival of the same precision; for int8 the best of \
