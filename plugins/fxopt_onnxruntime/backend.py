@@ -26,8 +26,9 @@ class ONNXRuntime(Backend):
     Operations between fake quantizers run in int8, the others in float32.
 
     Attributes:
-        spinning: Whether idle threads of the runtime wait in a loop. That saves some microseconds
-            an operation, and slows down whatever else runs on the same cores.
+        spinning: Whether idle threads of the runtime, which wait in a loop within a call, do so
+            between calls as well. Then the next call starts some microseconds earlier, and whatever
+            else runs on the same cores is slowed down.
     """
 
     spinning: bool = False

@@ -26,7 +26,7 @@ class ONNXRuntimeLowering(Lowering):
         program: What to convert.
         inputs: Inputs to export it with.
         target: The CPU, and how many threads a call may use.
-        spinning: Whether idle threads of the runtime wait in a loop.
+        spinning: Whether idle threads go on waiting in a loop between calls.
 
     Raises:
         BackendError: Neither way of converting works.

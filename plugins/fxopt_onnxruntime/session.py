@@ -37,7 +37,7 @@ class Session:
     Args:
         model: What to run.
         target: The CPU, and how many threads a call may use.
-        spinning: Whether idle threads of the runtime wait in a loop.
+        spinning: Whether idle threads go on waiting in a loop between calls.
 
     Raises:
         BackendError: ONNX Runtime refuses the model.
@@ -87,7 +87,7 @@ class Session:
         options.log_severity_level = _FATAL
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self._folder.name) / "profile")
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        options.add_session_config_entry("session.force_spinning_stop", str(int(not spinning)))
         if not _WIDE_SUMS & set(target.features):
             options.add_session_config_entry("session.x64quantprecision", "1")
         return options
