@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from fxopt.plugin import BackendError, Lowering, Program, Target, Tensors, export_program
+from fxopt.plugin import (
+    BackendError,
+    Lowering,
+    Program,
+    Target,
+    Tensors,
+    export_program,
+    keep_files,
+)
 from fxopt_onnxruntime.execute import ONNXRuntimeExecutable
 from fxopt_onnxruntime.session import Session
 from fxopt_onnxruntime.translate import translate
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+_FILE = "model.onnx"
 
 
 class ONNXRuntimeLowering(Lowering):
@@ -61,16 +72,28 @@ class ONNXRuntimeLowering(Lowering):
         if not self._program.signature.batch:
             return None
         try:
-            exported = export_program(self._program, inputs, dynamic=True)
-            return self._start(translate(exported))
+            kept = keep_files(
+                f"onnxruntime-{self._program.fingerprint()}",
+                lambda folder: _save(self._translate_any_batch(inputs), folder),
+            )
+            return self._start(kept / _FILE if kept else self._translate_any_batch(inputs))
         except BackendError:
             return None
+
+    def _translate_any_batch(self, inputs: Tensors) -> ir.Model:
+        return translate(export_program(self._program, inputs, dynamic=True))
 
     def _session(self, inputs: Tensors) -> Session:
         return self._start(translate(export_program(self._program, inputs)))
 
-    def _start(self, model: ir.Model) -> Session:
+    def _start(self, model: ir.Model | Path) -> Session:
         return Session(model, self._target, self._spinning)
+
+
+def _save(model: ir.Model, folder: Path) -> None:
+    import onnx_ir as ir
+
+    ir.save(model, folder / _FILE, external_data="model.data")
 
 
 def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:

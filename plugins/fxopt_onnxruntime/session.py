@@ -35,7 +35,7 @@ class Session:
         kernels: Which operations ran when it was first run; see :meth:`probe`.
 
     Args:
-        model: What to run.
+        model: What to run, or its file.
         target: The CPU, and how many threads a call may use.
         spinning: Whether idle threads go on waiting in a loop between calls.
 
@@ -43,7 +43,7 @@ class Session:
         BackendError: ONNX Runtime refuses the model.
     """
 
-    def __init__(self, model: ir.Model, target: Target, spinning: bool) -> None:
+    def __init__(self, model: ir.Model | Path, target: Target, spinning: bool) -> None:
         # The profile is written here, and read and deleted by the first call of `probe`.
         self._folder = tempfile.TemporaryDirectory(prefix="fxopt_onnxruntime_")
         self.runtime = _start(model, self._options(target, spinning), Path(self._folder.name))
@@ -100,7 +100,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _start(
-    model: ir.Model, options: onnxruntime.SessionOptions, folder: Path
+    model: ir.Model | Path, options: onnxruntime.SessionOptions, folder: Path
 ) -> onnxruntime.InferenceSession:
     import onnxruntime
 
@@ -112,7 +112,9 @@ def _start(
         raise BackendError(f"ONNX Runtime refuses the program: {first_line(error)}") from error
 
 
-def _serialized(model: ir.Model, folder: Path) -> bytes | str:
+def _serialized(model: ir.Model | Path, folder: Path) -> bytes | str:
+    if isinstance(model, Path):
+        return str(model)
     import onnx_ir as ir
 
     values = model.graph.initializers.values()
