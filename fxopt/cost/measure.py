@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 # Worker threads of some runtimes spin for about 200 ms after a call and would slow the next
-# candidate down; after the pause come calls that only warm the caches up again. A turn takes
-# about a second at most.
+# candidate down; after the pause come calls that only warm caches and cores up again, which for
+# some runtimes takes longer than for others (the first calls are 10 % slower than those after
+# 50 ms). A turn takes about a second at most.
 _PAUSE_SECONDS = 0.25
-_SLOW_MS = 200.0
+_WARM_UP_MS = 60.0
+_SLOW_MS = 200.0  # a slow call is long enough to warm up within itself
 _TURN_MS = 1000.0
 
 _FEWEST_ROUNDS = 2  # before a candidate is taken out
@@ -87,11 +89,19 @@ def fastest(latencies: Mapping[str, Latency]) -> list[str]:
 
 def _burst(candidate: Callable[[], object], calls: int) -> Sequence[float]:
     time.sleep(_PAUSE_SECONDS)
-    last = _time_ms(candidate)
-    if last < _SLOW_MS:
-        last = _time_ms(candidate)  # a slow call is long enough to warm up within itself
+    last = _warm_up(candidate)
     calls = min(calls, max(1, int(_TURN_MS / max(last, 1e-3))))
     return [_time_ms(candidate) for _ in range(calls)]
+
+
+def _warm_up(candidate: Callable[[], object]) -> float:
+    """Calls for a while, at least twice if calls are not slow; what the last one took."""
+    last = spent = _time_ms(candidate)
+    if last < _SLOW_MS:
+        last = _time_ms(candidate)
+    while (spent := spent + last) < _WARM_UP_MS:
+        last = _time_ms(candidate)
+    return last
 
 
 def _time_ms(candidate: Callable[[], object]) -> float:

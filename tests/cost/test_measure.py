@@ -14,6 +14,7 @@ measuring = importlib.import_module("fxopt.cost.measure")  # the package has a f
 def clock(monkeypatch):
     """Candidates return what they took, in milliseconds."""
     monkeypatch.setattr(measuring, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(measuring, "_WARM_UP_MS", 0)
     monkeypatch.setattr(measuring, "_time_ms", lambda candidate: candidate())
 
 
@@ -42,6 +43,16 @@ def test_slow_calls_get_fewer_in_a_turn():
     assert len(found["slow"].milliseconds) == 4
     assert len(found["fast"].milliseconds) == 10
     assert fastest(found) == ["fast", "slow"]
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "warming"), [(1.0, 50), (30.0, 2), (100.0, 2), (250.0, 1)]
+)
+def test_what_is_short_warms_up_for_a_while(monkeypatch, milliseconds, warming):
+    monkeypatch.setattr(measuring, "_WARM_UP_MS", 50.0)
+    turns = []
+    found = measure({"a": taking(milliseconds, turns, "a")}, rounds=1, burst=3)
+    assert len(turns) == warming + len(found["a"].milliseconds) == warming + 3
 
 
 def test_the_closer_to_the_best_the_more_rounds():
