@@ -14,6 +14,7 @@ from torch import nn
 from fxopt.backends.base import Backend, Executable, Kernel, Lowering
 from fxopt.backends.cache import LIMIT, CodeCache, Key
 from fxopt.backends.fallback import find_fallbacks
+from fxopt.backends.pages import large_pages
 from fxopt.cost import Target
 from fxopt.ir import LeafModule, Program
 
@@ -112,9 +113,10 @@ class LoweredModule(LeafModule):
             held = self._compiled.holds(key)
             if held is not None:
                 return held
-            if self._lowering is None:
-                self._lowering = self._backend.lower(self._program, inputs, self._target)
-            executable = self._lowering.compile(inputs)
+            with large_pages():
+                if self._lowering is None:
+                    self._lowering = self._backend.lower(self._program, inputs, self._target)
+                executable = self._lowering.compile(inputs)
             self._compiled.add(key, executable)
             return executable
 

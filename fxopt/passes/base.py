@@ -57,6 +57,17 @@ class Pass(ABC):
     def run(self, program: Program, context: Context) -> PassResult:
         """Changes ``program`` through ``program.edit()`` and returns ``edit.result()``."""
 
+    def milder(self, program: Program, context: Context) -> Sequence[Pass]:
+        """The same pass with less and less effect, for when its result is over a limit of quality.
+
+        The manager looks for the first one that keeps the limits by bisection, so each should
+        cost no more quality than those before it. ``program`` is a copy, as for :meth:`run`.
+
+        Returns:
+            Passes of this class, the strongest first; empty when there is nothing in between.
+        """
+        return ()
+
     def space(self, program: Program, target: Target) -> dict[str, Sequence[Any]]:
         """The settings worth searching: values by field name. Empty when there is no choice."""
         return {}

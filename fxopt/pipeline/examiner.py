@@ -17,7 +17,7 @@ from fxopt.pipeline.numbers import Numbers, Outputs, worst
 from fxopt.pipeline.requirements import Requirements
 from fxopt.pipeline.scoring import Scorer
 from fxopt.pipeline.trial import Trial
-from fxopt.pipeline.verdict import Reject, blamed
+from fxopt.pipeline.verdict import OverLimit, Reject, blamed
 
 
 @dataclass
@@ -63,6 +63,7 @@ class Examiner:
             current: What the program before the pass computes.
 
         Raises:
+            OverLimit: The pass costs more quality than is allowed.
             Reject: The pass broke its word.
         """
         item, after = trial.item, trial.candidate
@@ -171,7 +172,7 @@ class Examiner:
         if found is None:
             raise Reject(f"{trial.name} drifts, and without example inputs nobody knows how much")
         if found.error > self.max_drift:
-            raise Reject(
+            raise OverLimit(
                 f"{trial.name} takes {found.where} {found.error:.2g} away from the original, "
                 f"where max_drift={self.max_drift:g} is allowed"
             )
@@ -184,4 +185,4 @@ class Examiner:
         trial.details["score_original"] = self.scorer.original
         excess = self.scorer.excess(trial.score)
         if excess is not None:
-            raise Reject(f"{trial.name} costs too much quality: {excess}")
+            raise OverLimit(f"{trial.name} costs too much quality: {excess}")

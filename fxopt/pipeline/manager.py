@@ -12,6 +12,7 @@ from fxopt.pipeline.examiner import Examiner
 from fxopt.pipeline.instruments import Instrument
 from fxopt.pipeline.numbers import Numbers
 from fxopt.pipeline.planner import Plan
+from fxopt.pipeline.relax import relax
 from fxopt.pipeline.requirements import Requirements
 from fxopt.pipeline.sandbox import (
     missing_data,
@@ -22,7 +23,7 @@ from fxopt.pipeline.sandbox import (
 from fxopt.pipeline.scoring import Evaluate, Scorer
 from fxopt.pipeline.sharing import share_tensors
 from fxopt.pipeline.trial import Trial
-from fxopt.pipeline.verdict import Reject, Skip, Verdict, blamed
+from fxopt.pipeline.verdict import OverLimit, Reject, Skip, Verdict, blamed
 from fxopt.report import PassRecord
 
 
@@ -46,7 +47,8 @@ class PassManager:
     """Runs a plan; each pass works on a copy, and its result is kept if it holds its word.
 
     A pass that fails or breaks its word is rolled back, and its record says so and why. The
-    others go on; those that require a fact that is missing now are skipped.
+    others go on; those that require a fact that is missing now are skipped. One that costs more
+    quality than is allowed is tried in milder settings first, where it has any.
 
     Args:
         plan: The passes in order.
@@ -135,8 +137,19 @@ class _Run:
         return Outcome(self._program, self._exact, records)
 
     def _step(self, item: Pass) -> PassRecord:
-        analyses = self._analyses.copy()
-        trial = Trial(item, self._program, private_context(self._context, analyses), analyses)
+        trial = self._attempt(item)
+        if trial.over_limit:
+            trial = relax(trial, self._attempt, self._private_context())
+        if trial.status == "applied":
+            self._commit(trial)
+        record = trial.record()
+        for instrument in self._instruments:
+            instrument.after_pass(record, trial.before, trial.candidate)
+        return record
+
+    def _attempt(self, item: Pass) -> Trial:
+        context = self._private_context()
+        trial = Trial(item, self._program, context, context.analyses)
         try:
             self._admit(trial)
             self._examiner.prepare(trial, self._original)
@@ -145,12 +158,11 @@ class _Run:
             self._share(trial)
         except Verdict as verdict:
             trial.status, trial.reason = verdict.status, str(verdict)
-        if trial.status == "applied":
-            self._commit(trial)
-        record = trial.record()
-        for instrument in self._instruments:
-            instrument.after_pass(record, trial.before, trial.candidate)
-        return record
+            trial.over_limit = isinstance(verdict, OverLimit)
+        return trial
+
+    def _private_context(self) -> Context:
+        return private_context(self._context, self._analyses.copy())
 
     def _admit(self, trial: Trial) -> None:
         """Makes the copy that the pass works on.

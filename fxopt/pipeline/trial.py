@@ -30,7 +30,9 @@ class Trial:
         error: Relative output error against ``before``.
         drift: Relative output error against the original program.
         score: What ``evaluate`` says.
+        over_limit: Whether all that is wrong is that it costs too much quality.
         details: What the checks found, for the machine-readable report.
+        started: When, by the clock of :func:`time.perf_counter`.
     """
 
     item: Pass
@@ -45,8 +47,9 @@ class Trial:
     error: float | None = None
     drift: float | None = None
     score: float | None = None
+    over_limit: bool = False
     details: dict[str, Any] = field(default_factory=dict)
-    _start: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=time.perf_counter)
 
     @property
     def name(self) -> str:
@@ -75,7 +78,7 @@ class Trial:
             reason=self.reason,
             nodes_before=len(self.before.graph.nodes),
             nodes_after=len(self.after.graph.nodes),
-            seconds=time.perf_counter() - self._start,
+            seconds=time.perf_counter() - self.started,
             error=self.error,
             drift=self.drift,
             score=self.score,

@@ -31,6 +31,10 @@ class Reject(Verdict):
     """The pass failed or broke its word."""
 
 
+class OverLimit(Reject):
+    """The pass did what it says, but that costs more quality than the caller allows."""
+
+
 @contextmanager
 def blamed(item: Pass, doing: str) -> Iterator[None]:
     """Turns whatever is raised inside into a rejection of ``item``.

@@ -73,7 +73,9 @@ def outcome(record: PassRecord) -> str:
     if record.status in ("skipped", "rolled back"):
         return f"{record.status}: {record.reason}"
     refused = f", {len(record.refused)} refused" if record.refused else ""
-    return (record.summary or "nothing to do") + refused
+    milder = record.details.get("milder")
+    why = f"; milder settings, since otherwise {milder}" if milder else ""
+    return (record.summary or "nothing to do") + refused + why
 
 
 def precisions(candidate: CandidateRecord) -> str:

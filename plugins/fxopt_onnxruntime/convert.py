@@ -17,13 +17,11 @@ from fxopt.plugin import (
     keep_files,
 )
 from fxopt_onnxruntime.execute import ONNXRuntimeExecutable
-from fxopt_onnxruntime.session import Session
+from fxopt_onnxruntime.session import MODEL, Session, save
 from fxopt_onnxruntime.translate import translate
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-_FILE = "model.onnx"
 
 
 class ONNXRuntimeLowering(Lowering):
@@ -74,9 +72,9 @@ class ONNXRuntimeLowering(Lowering):
         try:
             kept = keep_files(
                 f"onnxruntime-{self._program.fingerprint()}",
-                lambda folder: _save(self._translate_any_batch(inputs), folder),
+                lambda folder: save(self._translate_any_batch(inputs), folder),
             )
-            return self._start(kept / _FILE if kept else self._translate_any_batch(inputs))
+            return self._start(kept / MODEL if kept else self._translate_any_batch(inputs))
         except BackendError:
             return None
 
@@ -88,12 +86,6 @@ class ONNXRuntimeLowering(Lowering):
 
     def _start(self, model: ir.Model | Path) -> Session:
         return Session(model, self._target, self._spinning)
-
-
-def _save(model: ir.Model, folder: Path) -> None:
-    import onnx_ir as ir
-
-    ir.save(model, folder / _FILE, external_data="model.data")
 
 
 def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:

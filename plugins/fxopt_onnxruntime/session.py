@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import onnxruntime
 
+MODEL = "model.onnx"
+"""The file of a model in its folder."""
+
 # A protocol buffer holds 2 GiB; from here on weights go to a file beside the model.
 _LARGE = 1536 << 20
 # Without one of these, sums of products of uint8 and int8 overflow in 16 bits. The runtime then
@@ -117,11 +120,25 @@ def _serialized(model: ir.Model | Path, folder: Path) -> bytes | str:
         return str(model)
     import onnx_ir as ir
 
+    if is_large(model):
+        save(model, folder)
+        return str(folder / MODEL)
+    serialized: bytes = ir.to_proto(model).SerializeToString()
+    return serialized
+
+
+def save(model: ir.Model, folder: Path) -> None:
+    """Writes a model as :data:`MODEL`; weights go to a file beside it only if they must.
+
+    The runtime would map such a file into memory, where weights are slower to read.
+    """
+    import onnx_ir as ir
+
+    ir.save(model, folder / MODEL, external_data="model.data" if is_large(model) else None)
+
+
+def is_large(model: ir.Model) -> bool:
+    """Whether a model does not fit into a protocol buffer."""
     values = model.graph.initializers.values()
     stored = sum(value.const_value.nbytes for value in values if value.const_value is not None)
-    if stored < _LARGE:
-        serialized: bytes = ir.to_proto(model).SerializeToString()
-        return serialized
-    path = folder / "model.onnx"
-    ir.save(model, path, external_data="model.data")
-    return str(path)
+    return stored >= _LARGE

@@ -65,7 +65,7 @@ def observe(
     """
     seen = 0
     walk = _Walk(program.module, watch)
-    with torch.no_grad(), _eval_mode(program.module):
+    with torch.no_grad(), eval_mode(program.module):
         for index, batch in enumerate(calibration):
             _run(walk, batch, index)
             seen += _count(program, batch)
@@ -122,7 +122,8 @@ def _describe(node: fx.Node) -> str:
 
 
 @contextmanager
-def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
+def eval_mode(module: torch.nn.Module) -> Iterator[None]:
+    """All of ``module`` is in eval mode inside, and in the modes it had outside."""
     training = [child for child in module.modules() if child.training]
     module.eval()
     try:

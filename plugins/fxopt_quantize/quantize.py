@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -31,6 +31,7 @@ from fxopt_quantize.modules import FakeQuantize, FakeQuantizePerChannel, QuantLa
 from fxopt_quantize.placement import Placement, Site, place
 from fxopt_quantize.ranges import channel_grids
 from fxopt_quantize.rules import Role, operands, role_of
+from fxopt_quantize.sensitivity import Sensitivities, Sensitivity, few_samples, ranked
 from fxopt_quantize.smooth import Smoother
 
 Activations = Literal["auto", "asymmetric", "symmetric"]
@@ -105,6 +106,50 @@ class Quantize(Pass):
             CalibrationError: There are no calibration data, or they cannot be used.
             PassError: ``skip`` names a layer that does not exist.
         """
+        ready = self._prepare(program, context)
+        if self.bias_correction:
+            self._correct_biases(program, context, ready)
+        with program.edit() as edit:
+            for node, reason in ready.refused.items():
+                edit.refuse(node, reason)
+            _round_activations(edit, ready.placement, ready.roundings)
+            for node, layer in ready.layers.items():
+                edit.replace(node, layer, *node.args, **node.kwargs)
+        count, kind = len(ready.layers), self.calibrator
+        return edit.result(
+            f"{count} layers int8, per channel, {kind} of {ready.samples} samples",
+            layers=count,
+            float_layers=len(ready.refused),
+            activations=len(ready.placement.sites),
+            calibrator=kind,
+            samples=ready.samples,
+        )
+
+    def milder(self, program: Program, context: Context) -> Sequence[Pass]:
+        """More and more layers stay in float, those first that cost most for what they save."""
+        names = ranked(self.sensitivities(program, context))
+        return [replace(self, skip=(*self.skip, *names[:count])) for count in range(1, len(names))]
+
+    def sensitivities(self, program: Program, context: Context) -> dict[fx.Node, Sensitivity]:
+        """What computing each layer in int8 costs in quality, and how much arithmetic it is.
+
+        Args:
+            program: In float, with batch norms folded; it is not changed.
+            context: With calibration data, of which a few samples are used.
+
+        Raises:
+            CalibrationError: There are no calibration data, or they cannot be used.
+        """
+        ready = self._prepare(program, context)
+        assert context.calibration is not None
+        found = Sensitivities(program, ready.layers, dict(_inputs(ready)), seed=context.seed)
+        for batch, samples in few_samples(program, context.calibration):
+            found.update(batch, samples)
+            context.progress(f"measuring sensitivities: {samples} samples")
+        return found.found()
+
+    def _prepare(self, program: Program, context: Context) -> _Ready:
+        """All that takes calibration data but for the biases."""
         refused = self._refused(program)
         placement = place(program, [node for node in _layers(program) if node not in refused])
         _unify(placement, self.activations, self.depthwise)
@@ -117,23 +162,7 @@ class Quantize(Pass):
         }
         factory = LayerFactory()
         layers = {node: factory.quantized(program.leaf(node)) for node in placement.layers}
-        if self.bias_correction:
-            self._correct_biases(program, context, layers, roundings)
-        with program.edit() as edit:
-            for node, reason in refused.items():
-                edit.refuse(node, reason)
-            _round_activations(edit, placement, roundings)
-            for node, layer in layers.items():
-                edit.replace(node, layer, *node.args, **node.kwargs)
-        count, kind = len(placement.layers), self.calibrator
-        return edit.result(
-            f"{count} layers int8, per channel, {kind} of {seen} samples",
-            layers=count,
-            float_layers=len(refused),
-            activations=len(placement.sites),
-            calibrator=kind,
-            samples=seen,
-        )
+        return _Ready(refused, placement, roundings, layers, seen)
 
     def _observe(self, program: Program, context: Context, watch: Watch, task: str) -> int:
         if context.calibration is None:
@@ -167,15 +196,9 @@ class Quantize(Pass):
         )
         return FakeQuantize(grid.scale, grid.zero_point)
 
-    def _correct_biases(
-        self,
-        program: Program,
-        context: Context,
-        layers: Mapping[fx.Node, QuantLayer],
-        roundings: Mapping[fx.Node, nn.Module],
-    ) -> None:
+    def _correct_biases(self, program: Program, context: Context, ready: _Ready) -> None:
         with torch.no_grad():
-            errors = BiasErrors(layers, dict(_inputs(layers, roundings)))
+            errors = BiasErrors(ready.layers, dict(_inputs(ready)))
             self._observe(program, context, errors, "correcting biases")
             errors.correct()
 
@@ -188,6 +211,25 @@ class Quantize(Pass):
             if any(fnmatch.fnmatchcase(str(node.target), pattern) for pattern in self.skip):
                 reasons[node] = "named in skip"
         return {node: reason for node, reason in reasons.items() if reason is not None}
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is decided once the data were seen.
+
+    Attributes:
+        refused: The layers that stay in float, with reasons.
+        placement: Where values are rounded.
+        roundings: What rounds them.
+        layers: The counterparts of the layers in int8.
+        samples: How many samples were seen.
+    """
+
+    refused: Mapping[fx.Node, str]
+    placement: Placement
+    roundings: Mapping[fx.Node, nn.Module]
+    layers: Mapping[fx.Node, QuantLayer]
+    samples: int
 
 
 def _layers(program: Program) -> list[fx.Node]:
@@ -235,15 +277,13 @@ def _round_activations(
             _swap_input(edit, taker, site.value, rounded)
 
 
-def _inputs(
-    layers: Mapping[fx.Node, QuantLayer], roundings: Mapping[fx.Node, nn.Module]
-) -> Iterator[tuple[fx.Node, nn.Module]]:
+def _inputs(ready: _Ready) -> Iterator[tuple[fx.Node, nn.Module]]:
     """What rounds the input of each layer, be it some operations earlier."""
-    for node in layers:
+    for node in ready.layers:
         source = node.all_input_nodes[0]
-        while source not in roundings and operands(source):
+        while source not in ready.roundings and operands(source):
             source = operands(source)[0]  # rounding has moved up through what only moves values
-        yield node, roundings[source]
+        yield node, ready.roundings[source]
 
 
 def _swap_input(edit: Edit, user: fx.Node, old: fx.Node, new: fx.Node) -> None:

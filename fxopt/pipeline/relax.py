@@ -1,0 +1,66 @@
+"""What costs too much quality is tried again in milder settings, before it is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fxopt.passes import Context, Pass
+from fxopt.pipeline.sandbox import seeded
+from fxopt.pipeline.trial import Trial
+from fxopt.pipeline.verdict import Reject, blamed
+
+
+def relax(failed: Trial, attempt: Callable[[Pass], Trial], context: Context) -> Trial:
+    """Looks for the strongest of a pass's milder settings that keeps the limits.
+
+    It bisects, so of n settings it tries log2(n).
+
+    Args:
+        failed: A trial that was over a limit.
+        attempt: Runs a pass on the same program and examines it.
+        context: A copy that the pass may change.
+
+    Returns:
+        The trial of that setting; ``failed`` where there is none, with a word on how far it got.
+    """
+    try:
+        options = _options(failed, context)
+    except Reject as reject:
+        failed.reason = f"{failed.reason}; {reject}"
+        return failed
+    if not options:
+        return failed
+    context.progress(f"{failed.name} is over a limit: {len(options)} milder settings")
+    best, mildest = _bisect(options, attempt)
+    if best is None:
+        failed.reason = f"{failed.reason}; of its milder settings, {mildest}"
+    else:
+        best.details["milder"] = failed.reason
+        best.started = failed.started
+    return best or failed
+
+
+def _options(failed: Trial, context: Context) -> Sequence[Pass]:
+    with blamed(failed.item, "failed to say what its milder settings are"):
+        with seeded(context.seed):
+            options = list(failed.item.milder(failed.before.clone(), context))
+        strange = [item for item in options if type(item) is not type(failed.item)]
+        if strange:
+            raise TypeError(f"{strange[0]!r} is not a {type(failed.item).__name__}")
+    return options
+
+
+def _bisect(options: Sequence[Pass], attempt: Callable[[Pass], Trial]) -> tuple[Trial | None, str]:
+    """The trial of the first option that is accepted, and why the last that is not was refused."""
+    low, high, best, refused = 0, len(options), None, ""
+    while low < high:
+        middle = (low + high) // 2
+        tried = attempt(options[middle])
+        if tried.status == "applied":
+            best, high = tried, middle
+            continue
+        refused = tried.reason
+        if not tried.over_limit:  # it cannot be told which way to go on
+            break
+        low = middle + 1
+    return best, refused

@@ -1,0 +1,88 @@
+"""Large pages: for what was allocated inside and is in use, with its contents as they were."""
+
+import mmap
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fxopt.backends.pages import large_pages
+from fxopt.frontend import capture_program
+from fxopt.plugin import Target
+from fxopt_eager import Eager
+
+SIZE = 32 << 20
+_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+pytestmark = pytest.mark.skipif(
+    not _SETTING.exists() or "[never]" in _SETTING.read_text(), reason="no large pages here"
+)
+
+
+def private():
+    return mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def used(memory):
+    memory.write(b"\x5a" * SIZE)
+    return memory
+
+
+def figure(name, memory):
+    """Kilobytes of a kind in the mapping that holds ``memory``."""
+    address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+    within = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if not first.endswith(":"):
+            low, high = (int(part, 16) for part in first.split("-"))
+            within = low <= address < high
+        elif within and first == f"{name}:":
+            return int(line.split()[1])
+    raise AssertionError("the memory is not mapped")
+
+
+def test_what_is_allocated_inside_is_enlarged_and_holds_what_it_held():
+    with large_pages():
+        memory = used(private())
+    assert figure("AnonHugePages", memory) >= SIZE // 2 >> 10
+    memory.seek(0)
+    assert memory.read() == b"\x5a" * SIZE
+
+
+def test_what_is_reserved_is_not_filled():
+    with large_pages():
+        memory = private()
+    assert figure("Rss", memory) < SIZE // 2 >> 10
+
+
+def test_an_error_inside_goes_through():
+    with pytest.raises(ValueError, match="mine"), large_pages():
+        raise ValueError("mine")
+
+
+def test_other_systems_and_kernels_are_left_alone(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        with large_pages():
+            memory = used(private())
+    monkeypatch.setattr("fxopt.backends.pages._anonymous", list)
+    with large_pages():
+        other = used(private())
+    assert figure("AnonHugePages", memory) == figure("AnonHugePages", other) == 0
+
+
+def test_lowered_code_asks_for_them(monkeypatch):
+    from fxopt.backends import module
+
+    entered = []
+    monkeypatch.setattr(module, "large_pages", lambda: entered.append(1) or large_pages())
+    x = torch.randn(2, 3)
+    program = capture_program(nn.Linear(3, 3), (x,), {})
+    target = Target("cpu", torch.device("cpu"), 1)
+    lowered = module.LoweredModule(program, Eager(), target)
+    for batch in (x, x, torch.randn(5, 3)):
+        torch.testing.assert_close(lowered(batch)[0], program(batch)[0])
+    assert len(entered) == 2

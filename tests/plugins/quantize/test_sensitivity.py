@@ -1,0 +1,160 @@
+"""Which layers cost the most in int8: estimated, against what is measured layer by layer."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fxopt.frontend import capture_program
+from fxopt.passes import Calibration, Context
+from fxopt.pipeline import PassManager, plan
+from fxopt.registry import default_registry
+from fxopt_quantize import Quantize
+from fxopt_quantize.sensitivity import few_samples, ranked
+from tests.plugins.quantize.support import CPU, quantized, relative
+
+
+class Uneven(nn.Module):
+    """Six convolutions; the third has large weights for a small channel, so coarse steps."""
+
+    def __init__(self):
+        super().__init__()
+        widths = [3, 8, 8, 8, 8, 8, 8]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)
+        )
+        self.head = nn.Linear(8, 5)
+        with torch.no_grad():
+            for layer in self.layers:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            self.layers[1].weight[0] *= 0.01
+            self.layers[2].weight[:, 0] *= 100
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def uneven(samples=16):
+    torch.manual_seed(0)
+    return Uneven().eval(), torch.randn(samples, 3, 10, 10)
+
+
+def sensitivities(model, *batches):
+    program = capture_program(model, (batches[0],), {}).clone()
+    context = Context(CPU, calibration=Calibration(list(batches), program.signature))
+    return program, Quantize().sensitivities(program, context)
+
+
+def measured(model, x, name, names):
+    """The squared relative output error with one layer in int8, and its input rounded."""
+    others = tuple(other for other in names if other != name)
+    program, _ = quantized(model, (x,), skip=others, bias_correction=False)
+    return relative(program(x)[0], model(x)) ** 2
+
+
+def test_estimates_are_close_to_what_each_layer_does_alone():
+    model, x = uneven(32)
+    x = x.relu()
+    _program, found = sensitivities(model, x)
+    names = [str(node.target) for node in found]
+    assert names == [f"layers.{i}" for i in range(6)] + ["head"]
+    for node, each in found.items():
+        alone = measured(model, x, str(node.target), names)
+        assert alone / 4 < each.error < alone * 4, node
+    worst = max(found, key=lambda node: found[node].error)
+    assert str(worst.target) == "layers.2"
+    whole = relative(quantized(model, (x,), bias_correction=False)[0](x)[0], model(x))
+    assert math.sqrt(sum(each.error for each in found.values())) == pytest.approx(whole, rel=0.5)
+
+
+def test_arithmetic_is_counted():
+    model, x = uneven(4)
+    _, found = sensitivities(model, x)
+    by_name = {str(node.target): each.products for node, each in found.items()}
+    assert by_name["layers.0"] == 4 * 8 * 100 * 27
+    assert by_name["layers.1"] == 4 * 8 * 100 * 72
+    assert by_name["head"] == 4 * 5 * 8
+
+
+def test_the_worst_for_what_they_save_come_first_and_calls_add_up():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice, self.once = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.once(self.twice(self.twice(x).relu()))
+
+    torch.manual_seed(0)
+    _, found = sensitivities(Net().eval(), torch.randn(8, 6))
+    assert [str(node.target) for node in found] == ["twice", "twice", "once"]
+    for each, error in zip(found.values(), (1.0, 2.0, 1.4), strict=True):
+        each.error = error
+    assert ranked(found) == ["twice", "once"]
+    found[list(found)[2]].error = 1.6  # of half the arithmetic
+    assert ranked(found) == ["once", "twice"]
+
+
+def test_weights_modes_and_gradients_are_as_before():
+    model, x = uneven()
+    model.layers[1].weight.requires_grad_(False)
+    program, _ = sensitivities(model, x)
+    asking = [name for name, p in program.module.named_parameters() if not p.requires_grad]
+    assert asking == ["layers.1.weight"]
+    assert all(p.grad is None for p in program.module.parameters())
+
+
+def test_few_samples_of_few_batches():
+    program = capture_program(nn.Linear(3, 3), (torch.randn(4, 3),), {})
+    batches = [[torch.randn(size, 3)] for size in (20, 5, 9, 1, 7)]
+    found = [(len(batch[0]), samples) for batch, samples in few_samples(program, batches)]
+    assert found == [(8, 8), (5, 5), (8, 8), (1, 1)]
+
+
+def test_integer_inputs_and_outputs_that_are_no_floats():
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.first = nn.Embedding(20, 8), nn.Linear(8, 8)
+            self.second = nn.Linear(8, 4)
+
+        def forward(self, tokens):
+            scores = self.second(self.first(self.embedding(tokens)).relu())
+            return scores, scores.argmax(-1)
+
+    torch.manual_seed(0)
+    _, found = sensitivities(Tagger().eval(), torch.randint(0, 20, (6, 5)))
+    assert all(0 < each.error < 1 for each in found.values())
+
+
+def managed(model, x, **limits):
+    program = capture_program(model, (x,), {})
+    calibration = Calibration([x], program.signature)
+    context = Context(CPU, [[x]], calibration=calibration)
+    facts = default_registry().facts
+    manager = PassManager(plan([Quantize()], facts, set(facts)), facts, context, **limits)
+    return manager.run(program)
+
+
+def test_a_drift_is_kept_by_leaving_few_layers_in_float():
+    model, x = uneven()
+    free = managed(model, x).records[0]
+    record = managed(model, x, max_drift=free.drift * 0.4).records[0]
+    assert record.status == "applied"
+    assert record.drift <= free.drift * 0.4
+    skipped = [line.split(":")[0] for line in record.refused]
+    assert any("layers_2" in name for name in skipped)
+    assert 1 <= len(skipped) <= 3
+    assert record.summary.startswith(f"{7 - len(skipped)} layers int8")
+    assert "is allowed" in record.details["milder"]
+
+
+def test_a_limit_that_no_layer_keeps():
+    model, x = uneven()
+    record = managed(model, x, max_drift=1e-7).records[0]
+    assert record.status == "rolled back"
+    assert "of its milder settings" in record.reason
