@@ -50,6 +50,7 @@ def measure(
     rounds: int = 5,
     burst: int = 5,
     narrowing: float | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Latency]:
     """Times callables in turns, in bursts.
 
@@ -63,17 +64,22 @@ def measure(
         narrowing: Takes candidates out between rounds, since medians settle: after n rounds, those
             that are slower than the best one by more than this share, divided by n. The rounds
             end when one is left. Without it, all get all their turns.
+        seconds: No further round begins once so much time was spent and there were two.
 
     Returns:
         The timings by name; at least one round of each.
     """
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    racing, order = list(candidates), random.Random(0)
+    racing, order, start = list(candidates), random.Random(0), time.monotonic()
     for done in range(1, rounds + 1):
         order.shuffle(racing)
         for name in racing:
             samples[name] += _burst(candidates[name], burst)
-        if narrowing is not None and done >= _FEWEST_ROUNDS:
+        if done < _FEWEST_ROUNDS:
+            continue
+        if seconds is not None and time.monotonic() - start > seconds:
+            break
+        if narrowing is not None:
             medians = {name: statistics.median(samples[name]) for name in racing}
             limit = (1 + narrowing / done) * min(medians.values())
             racing = [name for name in racing if medians[name] <= limit]

@@ -67,6 +67,16 @@ def test_one_that_is_left_ends_the_rounds():
     assert Counter(len(each.milliseconds) for each in found.values()) == {2: 2}
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 2), (3.5, 5), (None, 6)])
+def test_rounds_end_when_time_is_up(monkeypatch, seconds, rounds):
+    now = iter(range(100))
+    monkeypatch.setattr(measuring.time, "monotonic", lambda: float(next(now)))
+    calls = {"a": taking(1.0), "b": taking(1.0)}
+    found = measure(calls, rounds=6, burst=1, seconds=seconds)
+    # one look at the clock before the first round, and one after each from the second on
+    assert {len(each.milliseconds) for each in found.values()} == {rounds}
+
+
 def test_one_bad_turn_takes_nobody_out():
     calls = Counter()
 

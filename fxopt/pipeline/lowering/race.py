@@ -12,9 +12,11 @@ from fxopt.pipeline.lowering.job import LoweringJob
 
 _ORIGINAL = "original"
 
-# Candidates that come close to each other get more turns than those that are clearly behind.
-_ROUNDS = 8
+# Candidates that come close to each other get more turns than those that are clearly behind. On a
+# virtual machine a turn is off by 12 %, however long it is: only more of them tell who is faster.
+_ROUNDS = 16
 _NARROWING = 0.6
+_SECONDS = 20.0
 
 
 def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
@@ -28,7 +30,7 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
         calls[candidate.name] = candidate.call(job.examples[0])
     job.progress(f"measuring {len(calls)} candidates for {job.name}")
     with torch.no_grad():
-        latencies = measure(calls, rounds=_ROUNDS, narrowing=_NARROWING)
+        latencies = measure(calls, rounds=_ROUNDS, narrowing=_NARROWING, seconds=_SECONDS)
     for candidate in candidates:
         latency = latencies[candidate.name]
         candidate.latency = latency
