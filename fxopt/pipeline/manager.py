@@ -10,6 +10,7 @@ from fxopt.ir import PassResult, Program
 from fxopt.passes import Context, Lossy, Pass
 from fxopt.pipeline.examiner import Examiner
 from fxopt.pipeline.instruments import Instrument
+from fxopt.pipeline.lowering.version import LOSSY_SLACK
 from fxopt.pipeline.numbers import Numbers
 from fxopt.pipeline.planner import Plan
 from fxopt.pipeline.relax import relax
@@ -139,7 +140,9 @@ class _Run:
     def _step(self, item: Pass) -> PassRecord:
         trial = self._attempt(item)
         if trial.over_limit:
-            trial = relax(trial, self._attempt, self._private_context())
+            limit = self._examiner.max_drift
+            aim = None if limit is None else limit / LOSSY_SLACK
+            trial = relax(trial, self._attempt, self._private_context(), aim)
         if trial.status == "applied":
             self._commit(trial)
         record = trial.record()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from fxopt.passes import Context, Pass
@@ -10,7 +11,9 @@ from fxopt.pipeline.trial import Trial
 from fxopt.pipeline.verdict import Reject, blamed
 
 
-def relax(failed: Trial, attempt: Callable[[Pass], Trial], context: Context) -> Trial:
+def relax(
+    failed: Trial, attempt: Callable[[Pass], Trial], context: Context, drift: float | None = None
+) -> Trial:
     """Looks for the strongest of a pass's milder settings that keeps the limits.
 
     It bisects, so of n settings it tries log2(n).
@@ -19,6 +22,8 @@ def relax(failed: Trial, attempt: Callable[[Pass], Trial], context: Context) -> 
         failed: A trial that was over a limit.
         attempt: Runs a pass on the same program and examines it.
         context: A copy that the pass may change.
+        drift: What is aimed at, as lowered code may drift more than the program: a setting that
+            keeps the limits and not this is taken only where there is no other.
 
     Returns:
         The trial of that setting; ``failed`` where there is none, with a word on how far it got.
@@ -31,7 +36,7 @@ def relax(failed: Trial, attempt: Callable[[Pass], Trial], context: Context) -> 
     if not options:
         return failed
     context.progress(f"{failed.name} is over a limit: {len(options)} milder settings")
-    best, mildest = _bisect(options, attempt)
+    best, mildest = _bisect(options, attempt, math.inf if drift is None else drift)
     if best is None:
         failed.reason = f"{failed.reason}; of its milder settings, {mildest}"
     else:
@@ -50,17 +55,23 @@ def _options(failed: Trial, context: Context) -> Sequence[Pass]:
     return options
 
 
-def _bisect(options: Sequence[Pass], attempt: Callable[[Pass], Trial]) -> tuple[Trial | None, str]:
+def _bisect(
+    options: Sequence[Pass], attempt: Callable[[Pass], Trial], drift: float
+) -> tuple[Trial | None, str]:
     """The trial of the first option that is accepted, and why the last that is not was refused."""
-    low, high, best, refused = 0, len(options), None, ""
+    low, high, refused = 0, len(options), ""
+    best: Trial | None = None
+    near: Trial | None = None
     while low < high:
         middle = (low + high) // 2
         tried = attempt(options[middle])
-        if tried.status == "applied":
+        if tried.status == "applied" and (tried.drift or 0.0) <= drift:
             best, high = tried, middle
             continue
-        refused = tried.reason
-        if not tried.over_limit:  # it cannot be told which way to go on
+        if tried.status == "applied":
+            near = tried
+        elif not tried.over_limit:  # it cannot be told which way to go on
+            refused = tried.reason
             break
-        low = middle + 1
-    return best, refused
+        refused, low = tried.reason, middle + 1
+    return best or near, refused

@@ -18,7 +18,7 @@ LOSSY = "lossy"
 
 # Integer kernels round where the simulation of a lossy program does not, so the lowered program
 # may drift from the original a little more than the simulated one, but not more than this.
-_LOSSY_SLACK = 1.25
+LOSSY_SLACK = 1.25
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def lossy_version(
         compare(run_flat(program, flat), reference).error
         for flat, reference in zip(examples, original.reference, strict=True)
     ]
-    tolerance = _LOSSY_SLACK * max(drifts) + original.tolerance
+    tolerance = LOSSY_SLACK * max(drifts) + original.tolerance
     if limit is not None:
         tolerance = min(tolerance, limit)
     return Version(LOSSY, program, tolerance, original.reference)
