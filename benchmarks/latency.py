@@ -27,7 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from machine import describe_machine, machine_text
+from machine import describe_machine, machine_text, revision
 from render import case_table, render, render_verdicts
 from rows import PRECISIONS, Results, Row, load
 from study import BUILDING, Options, run, suited
@@ -43,6 +43,7 @@ def main() -> None:
         print(f"wrote {arguments.page}")
         return
     _quiet()
+    arguments.revision = revision()  # of the files that are about to run, not of later ones
     results = _opened(arguments.out)
     print(machine_text(results.machine))
     for name in arguments.models:
@@ -61,7 +62,7 @@ def _study(name: str, batch: int, arguments: argparse.Namespace, results: Result
     if not rows:
         print("its process crashed: no results")
         return
-    results.put(rows)
+    results.put([replace(row, revision=arguments.revision) for row in rows])
     print(case_table(results.of(name, batch)), flush=True)
     if arguments.out:
         results.save(arguments.out)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,17 @@ def machine_text(machine: dict[str, Any]) -> str:
         f"{machine['memory_gib']} GiB of memory, {', '.join(machine['features'])}; "
         f"{machine['system']}, Python {machine['python']}, {versions}"
     )
+
+
+def revision() -> str:
+    """The commit that is checked out here, marked where files differ from it; empty outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
 
 
 def _version(package: str) -> str | None:

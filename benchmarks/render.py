@@ -37,12 +37,21 @@ def render(results: Results) -> str:
     """The whole page."""
     sections = [
         ["# Latency", f"`benchmarks/latency.py` on {machine_text(results.machine)}.", INTRODUCTION],
+        _revisions(results),
         ["## fxopt against the best rival", RULES, *_verdicts(summaries(results))],
         _peak(results),
         _compile_times(results),
         ["## Every candidate", *_cases(results)],
     ]
     return "\n\n".join(part for section in sections for part in section) + "\n"
+
+
+def _revisions(results: Results) -> Iterator[str]:
+    """Which commit was measured, and where several were, on what."""
+    found = results.revisions()
+    for commit, cases in found.items():
+        where = f"; {', '.join(cases)}" if len(found) > 1 else ""
+        yield f"fxopt at {f'commit {commit}' if commit else 'a commit not noted'}{where}."
 
 
 def render_verdicts(results: Results) -> str:

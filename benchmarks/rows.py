@@ -31,6 +31,7 @@ class Row:
         build_seconds: From the model to the first output.
         remark: Why there is no latency.
         report: Of fxopt: what its report says of passes and regions.
+        revision: Commit of fxopt that the case ran on; empty where it is not known.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Row:
     build_seconds: float = 0.0
     remark: str = ""
     report: dict[str, Any] = field(default_factory=dict)
+    revision: str = ""
 
     @property
     def measured(self) -> bool:
@@ -68,6 +70,15 @@ class Results:
     def cases(self) -> list[tuple[str, int]]:
         """Models and batch sizes, in the order in which they were run."""
         return list(dict.fromkeys((row.model, row.batch) for row in self.rows))
+
+    def revisions(self) -> dict[str, list[str]]:
+        """The commits that rows were measured on, each with its cases."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            case = f"{row.model}, batch {row.batch}"
+            cases = found.setdefault(row.revision, [])
+            cases += [case] if case not in cases else []
+        return found
 
     def of(self, model: str, batch: int) -> list[Row]:
         return [row for row in self.rows if (row.model, row.batch) == (model, batch)]
