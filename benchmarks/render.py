@@ -18,10 +18,11 @@ each, so that no candidate's spinning threads slow the next one. fxopt's rows an
 within 1.3 times the fastest of their precision are then timed again without the others, in four \
 to sixteen times as many turns, the more the shorter a call: their figures are from there. Medians \
 in milliseconds; +- is half the distance between the quartiles; error is the relative output \
-error against eager fp32. The machine is virtual: trust ratios within a table, not its absolute \
-figures. Even those carry noise: one model compiled three times by one runtime \
-(mobilenet_v3_large, 16 turns of 15 calls, six times over) gave ratios between 0.95 and 1.07, \
-where 1 is the truth."""
+error against eager fp32. The machine is virtual, and may run at half \
+its speed for seconds: that is taken out by a median polish of the turns \
+(`fxopt/cost/steady.py`), but trust ratios within a table, not its absolute figures. One model \
+compiled four times by one runtime is off by 3 % (standard deviation; resnet50 int8, 16 turns of \
+5 calls, five times over; medians of plain timings by 9 %)."""
 
 RULES = f"""\
 A ratio is fxopt's latency over that of the best rival of the same precision; for int8 the best of \

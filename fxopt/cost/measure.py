@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fxopt.cost.steady import steadied
+
 # Worker threads of some runtimes spin for about 200 ms after a call and would slow the next
 # candidate down; after the pause come calls that only warm caches and cores up again, which for
 # some runtimes takes longer than for others (the first calls are 10 % slower than those after
@@ -25,7 +27,8 @@ class Latency:
     """Timings of one candidate.
 
     Attributes:
-        milliseconds: Every timed call.
+        milliseconds: Every timed call; where several candidates were timed in turns, corrected
+            for the changing speed of the machine.
     """
 
     milliseconds: tuple[float, ...]
@@ -55,7 +58,8 @@ def measure(
     """Times callables in turns, in bursts.
 
     All candidates are timed in each round, so that a machine whose speed drifts slows all alike,
-    and in another order each time, so that none suffers for what always comes before it.
+    which is then taken out (:func:`steadied`), and in another order each time, so that none
+    suffers for what always comes before it.
 
     Args:
         candidates: What to call, by name.
@@ -69,23 +73,24 @@ def measure(
     Returns:
         The timings by name; at least one round of each.
     """
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    turns: dict[str, list[Sequence[float]]] = {name: [] for name in candidates}
     racing, order, start = list(candidates), random.Random(0), time.monotonic()
     for done in range(1, rounds + 1):
         order.shuffle(racing)
         for name in racing:
-            samples[name] += _burst(candidates[name], burst)
+            turns[name].append(_burst(candidates[name], burst))
         if done < _FEWEST_ROUNDS:
             continue
         if seconds is not None and time.monotonic() - start > seconds:
             break
         if narrowing is not None:
-            medians = {name: statistics.median(samples[name]) for name in racing}
+            times = steadied(turns)
+            medians = {name: statistics.median(times[name]) for name in racing}
             limit = (1 + narrowing / done) * min(medians.values())
             racing = [name for name in racing if medians[name] <= limit]
             if len(racing) == 1:
                 break
-    return {name: Latency(tuple(times)) for name, times in samples.items()}
+    return {name: Latency(tuple(times)) for name, times in steadied(turns).items()}
 
 
 def fastest(latencies: Mapping[str, Latency]) -> list[str]:
