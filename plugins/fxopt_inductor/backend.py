@@ -31,7 +31,7 @@ from fxopt.plugin import (
 from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
 from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
-from fxopt_inductor.toolchain import missing_toolchain
+from fxopt_inductor.toolchain import knows_instructions, missing_toolchain
 
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
 Precision = Literal["f32", "bf16"]
@@ -156,6 +156,7 @@ class InductorLowering(Lowering):
         """Inductor's own settings; sizes are not checked on each call: they are those compiled."""
         options: dict[str, Any] = {"freezing": True, "size_asserts": False}
         options |= _PRODUCTS[self._settings.products]
+        options |= {"cpp.vec_isa_ok": True} if knows_instructions() else {}
         return options | {"cpp_wrapper": self._settings.cpp_wrapper}
 
 

@@ -1,0 +1,53 @@
+"""What is found out about the compiler, with compilers that know less."""
+
+import shutil
+
+import pytest
+import torch
+
+from fxopt_inductor import toolchain
+
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512")
+    or shutil.which(toolchain.cpp_compiler()) is None,
+    reason="needs an x86 CPU with AVX2, and a C++ compiler",
+)
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    toolchain.knows_instructions.cache_clear()
+    yield
+    toolchain.knows_instructions.cache_clear()
+
+
+def compiler(folder, monkeypatch, refused):
+    """A compiler that calls the real one, unless a flag begins as refused."""
+    script = folder / "compiler"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'for flag in "$@"; do case "$flag" in {refused}*) exit 1;; esac; done\n'
+        f'exec {shutil.which(toolchain.cpp_compiler())} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+
+
+def test_a_compiler_that_takes_all_flags(tmp_path, monkeypatch):
+    compiler(tmp_path, monkeypatch, refused="-nonsense")
+    assert toolchain.knows_instructions()
+
+
+def test_one_flag_that_it_does_not_know_is_enough(tmp_path, monkeypatch):
+    compiler(tmp_path, monkeypatch, refused="-mfma")
+    assert not toolchain.knows_instructions()
+
+
+def test_torch_may_be_built_for_less_than_the_cpu_has(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert not toolchain.knows_instructions()
+
+
+def test_a_compiler_that_is_gone(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not toolchain.knows_instructions()
