@@ -86,9 +86,15 @@ class Lowering(ABC):
 
 
 class Backend(ABC):
-    """Base of all backends: a frozen dataclass whose fields are its settings."""
+    """Base of all backends: a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        info: Its declaration.
+        precision: What floating-point operations are computed in; a field where there is a choice.
+    """
 
     info: ClassVar[BackendInfo]
+    precision: str = "f32"
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here, such as a missing package; None when it can."""

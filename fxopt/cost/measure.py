@@ -46,6 +46,10 @@ class Latency:
         low, _, high = statistics.quantiles(self.milliseconds, n=4)
         return (high - low) / 2
 
+    def scaled(self, factor: float) -> Latency:
+        """The same on a machine that takes so many times as long."""
+        return Latency(tuple(factor * each for each in self.milliseconds))
+
 
 def measure(
     candidates: Mapping[str, Callable[[], object]],
@@ -54,6 +58,7 @@ def measure(
     burst: int = 5,
     narrowing: float | None = None,
     seconds: float | None = None,
+    watch: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Latency]:
     """Times callables in turns, in bursts.
 
@@ -69,6 +74,7 @@ def measure(
             that are slower than the best one by more than this share, divided by n. The rounds
             end when one is left. Without it, all get all their turns.
         seconds: No further round begins once so much time was spent and there were two.
+        watch: Is told whose turn begins.
 
     Returns:
         The timings by name; at least one round of each.
@@ -78,6 +84,7 @@ def measure(
     for done in range(1, rounds + 1):
         order.shuffle(racing)
         for name in racing:
+            watch(name)
             turns[name].append(_burst(candidates[name], burst))
         if done < _FEWEST_ROUNDS:
             continue

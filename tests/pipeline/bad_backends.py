@@ -26,6 +26,10 @@ class Runs(Executable):
             outputs = self.module(*inputs)
         if self.backend.what == "exits when it runs":
             os._exit(3)
+        if self.backend.path and Path(self.backend.path).exists():
+            self.backend.fail_late()
+        if self.backend.what == "is slow":
+            time.sleep(0.01)
         if self.backend.what == "is wrong":
             outputs = tuple(output * 1.5 for output in outputs)
         if self.backend.what == "is wrong at other sizes" and len(inputs[0]) != 2:
@@ -68,6 +72,13 @@ class Bad(Backend):
 
     def act(self):
         getattr(self, self.what.replace(" ", "_"), lambda: None)()
+
+    def fail_late(self):
+        """What it does in calls after the trial: when its file is there."""
+        if self.what == "exits later":
+            os._exit(4)
+        if self.what == "raises later":
+            raise RuntimeError("out of handles")
 
     def crashes(self):
         print("about to read address 0", file=sys.stderr, flush=True)
@@ -115,6 +126,17 @@ class Fleet(Bad):
         return [Fleet(what) for what in ("crashes", "hangs", "raises", "is wrong", "is right")]
 
 
+@dataclass(frozen=True)
+class Named(Bad):
+    """Goes by its behaviour in reports."""
+
+    info = BackendInfo(name="named", targets=("cpu",))
+
+    @property
+    def label(self):
+        return self.what
+
+
 @hookimpl
 def fxopt_backends():
-    return [Bad, Fleet]
+    return [Bad, Fleet, Named]

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from fxopt.pipeline import compare
 from fxopt.pipeline.assignment import Assignment, Share, whole
 from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.isolation.folder import LockedFolder
-from fxopt.pipeline.isolation.records import TrialResult, result_from_json, result_to_json
+from fxopt.pipeline.isolation.records import TrialResult, result_from_json
 from fxopt.pipeline.isolation.wire import GarbageError, Inbox, receive, send
 from fxopt_eager import Eager
 from tests.building import Builder, aten, image, small_cnn
@@ -373,7 +373,7 @@ def test_results_survive_the_wire():
     reading, writing = os.pipe()
     errors = (compare([torch.ones(2)], [torch.zeros(3)]), compare([], []))
     result = TrialResult("ran", errors=errors, precisions={"f32": 2}, latency=Latency((1.5, 2.0)))
-    send(writing, result_to_json(result))
+    send(writing, asdict(result))
     assert result_from_json(receive(reading)) == result
     os.close(writing)
     assert receive(reading) is None

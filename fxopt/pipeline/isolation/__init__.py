@@ -2,6 +2,6 @@
 
 from fxopt.pipeline.isolation.client import Isolation, shared_isolation
 from fxopt.pipeline.isolation.parcel import Parcel
-from fxopt.pipeline.isolation.records import Outcome, TrialResult
+from fxopt.pipeline.isolation.records import Outcome, RaceResult, TrialResult
 
-__all__ = ["Isolation", "Outcome", "Parcel", "TrialResult", "shared_isolation"]
+__all__ = ["Isolation", "Outcome", "Parcel", "RaceResult", "TrialResult", "shared_isolation"]

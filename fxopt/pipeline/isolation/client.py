@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -22,16 +23,21 @@ from fxopt.errors import PluginError
 from fxopt.ir import Program
 from fxopt.ir.saving.values import UnsavableError
 from fxopt.pipeline.assignment import Assignment
+from fxopt.pipeline.isolation.examine import TURN
 from fxopt.pipeline.isolation.folder import SCRATCH, LockedFolder
 from fxopt.pipeline.isolation.parcel import Parcel, make_parcel
 from fxopt.pipeline.isolation.plugins import registry_with
 from fxopt.pipeline.isolation.process import WorkerDiedError, WorkerProcess
 from fxopt.pipeline.isolation.records import (
+    RaceResult,
     TrialResult,
     assignment_to_json,
+    race_from_json,
     result_from_json,
     target_to_json,
 )
+
+_FORGET_SECONDS = 60.0
 
 
 class Isolation:
@@ -113,6 +119,7 @@ class Isolation:
         tolerance: float | None = None,
         which: Sequence[int] = (0,),
         timed: bool = True,
+        keep: str = "",
     ) -> TrialResult:
         """Builds, runs, compares and measures in the worker.
 
@@ -124,6 +131,7 @@ class Isolation:
             tolerance: Error beyond which there is nothing to measure; None to measure anyway.
             which: Numbers of the examples to run; some backends compile for each.
             timed: Whether to measure, on the first one of those.
+            keep: A key under which the worker keeps what was measured, for :meth:`race`.
 
         Returns:
             What came of it. Nothing that a backend does is raised here.
@@ -136,9 +144,49 @@ class Isolation:
             try:
                 request = self._request(parcel, assignment, target)
                 request |= {"tolerance": tolerance, "which": list(which), "timed": timed}
-                return self._ask(request, timeout)
+                result = self._try(request | {"keep": keep}, timeout)
             except (UnsavableError, PluginError, ImportError, OSError) as error:
                 return TrialResult("not isolated", str(error))
+            if keep and result.latency is not None:
+                self._held.kept.add(keep)
+            return result
+
+    def holds(self, key: str) -> bool:
+        """Whether the worker still has what it kept under this key."""
+        return key in self._held.kept
+
+    def race(
+        self, keys: Sequence[str], target: Target, *, timeout: float, **rules: Any
+    ) -> RaceResult:
+        """Times what the worker has kept, in turns.
+
+        Args:
+            keys: Of trials.
+            target: As of those.
+            timeout: Seconds, after which the worker is taken to hang.
+            rules: As of :func:`fxopt.cost.measure`.
+
+        Returns:
+            The latencies, or why there are none. Where the worker died, nothing is kept any more.
+        """
+        with self._turn:
+            lost = [key for key in keys if not self.holds(key)]
+            if lost:
+                return RaceResult(reason=f"{lost[0]} is lost")
+            request = self._environment(target) | {"race": list(keys), "rules": rules}
+            try:
+                return race_from_json(self._ask(request, timeout))
+            except WorkerDiedError as error:
+                turn = error.stage.removeprefix(TURN)
+                return RaceResult(culprit=turn if turn in keys else "", reason=error.reason)
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Lets go of what the worker has kept under these keys."""
+        with self._turn, contextlib.suppress(WorkerDiedError):
+            held = [key for key in keys if self.holds(key)]
+            if held:
+                self._held.kept.difference_update(held)
+                self._ask({"forget": held}, _FORGET_SECONDS)
 
     def close(self) -> None:
         """Ends the worker, also in the middle of a trial, and removes all files."""
@@ -169,20 +217,30 @@ class Isolation:
             "examples": str(parcel.examples),
             "imports": parcel.imports,
             "shares": assignment_to_json(assignment, _registry(self._plugins)),
+            **self._environment(target),
+        }
+
+    def _environment(self, target: Target) -> dict[str, Any]:
+        return {
             "target": target_to_json(target),
             "matmul_precision": torch.get_float32_matmul_precision(),
         }
 
-    def _ask(self, request: dict[str, Any], timeout: float) -> TrialResult:
-        worker = self._worker()
+    def _try(self, request: dict[str, Any], timeout: float) -> TrialResult:
         try:
-            return result_from_json(worker.ask(request, timeout)["result"])
+            return result_from_json(self._ask(request, timeout))
         except WorkerDiedError as error:
             if error.started:
                 return TrialResult("died", error.reason, log=error.log)
             self._obstacle = error.reason  # it would not start the next time either
             return TrialResult("not isolated", error.reason, log=error.log)
+
+    def _ask(self, request: dict[str, Any], timeout: float) -> Any:
+        worker = self._worker()
+        try:
+            return worker.ask(request, timeout)["result"]
         except BaseException:  # such as Ctrl-C: nobody would wait for the answer
+            self._held.kept.clear()
             worker.end()
             raise
 
@@ -193,6 +251,7 @@ class Isolation:
             held.process.end()
             held.process = None
         if held.process is None:
+            held.kept.clear()
             held.process = WorkerProcess(held.folder(), self._plugins)
         return held.process
 
@@ -211,6 +270,7 @@ class _Held:
 
     def __init__(self) -> None:
         self.process: WorkerProcess | None = None
+        self.kept: set[str] = set()
         self._folder: LockedFolder | None = None
         self._owner = os.getpid()
 
@@ -225,12 +285,14 @@ class _Held:
         """In a fork of the process that began it: lets go of what belongs to that one."""
         if self._owner != os.getpid():
             self.process = self._folder = None
+            self.kept = set()
             self._owner = os.getpid()
 
     def release(self) -> None:
         """Ends the process and removes the files."""
         if self._owner != os.getpid():
             return
+        self.kept.clear()
         if self.process is not None:
             self.process.end()
             self.process = None

@@ -20,7 +20,12 @@ from fxopt.ir.saving import load_program
 from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.compare import Comparison, compare
 from fxopt.pipeline.isolation.parcel import load_examples
-from fxopt.pipeline.isolation.records import TrialResult, assignment_from_json, target_from_json
+from fxopt.pipeline.isolation.records import (
+    RaceResult,
+    TrialResult,
+    assignment_from_json,
+    target_from_json,
+)
 from fxopt.pipeline.sandbox import copy_inputs
 from fxopt.registry import Registry
 
@@ -31,15 +36,23 @@ _FEWEST, _MOST = 3, 500
 
 Stage = Callable[[str], None]
 Flat = Sequence[Any]
+Kept = dict[str, Callable[[], object]]
+"""What trials have built and found right, by the keys that it was kept under."""
+
+TURN = "measuring "
+"""In front of a key: the stage of a race in which that one has its turn."""
 
 
-def examine(request: Mapping[str, Any], registry: Registry, stage: Stage) -> TrialResult:
+def examine(
+    request: Mapping[str, Any], registry: Registry, stage: Stage, kept: Kept
+) -> TrialResult:
     """Tries backends on a program.
 
     Args:
         request: As the client writes it.
         registry: Where the backends are.
         stage: Is told what begins.
+        kept: Takes what was timed, if the request names a key for it.
 
     Returns:
         What came of it; whatever a backend raises is a reason.
@@ -55,10 +68,36 @@ def examine(request: Mapping[str, Any], registry: Registry, stage: Stage) -> Tri
         _configure(request, target)
         assignment = assignment_from_json(request["shares"], registry)
         with torch.no_grad():
-            trial = _Trial(program, assignment, target, stage)
+            trial = _Trial(program, assignment, target, stage, kept)
             return trial.run(examples, reference, request)
     except BaseException as error:  # noqa: BLE001 - not even sys.exit() may end the worker
         return TrialResult("refused", describe(error))
+
+
+def race_kept(request: Mapping[str, Any], stage: Stage, kept: Kept) -> RaceResult:
+    """Times what was kept, in turns.
+
+    Args:
+        request: As the client writes it; its keys are all in ``kept``.
+        stage: Is told whose turn begins.
+        kept: What was kept.
+
+    Returns:
+        The latencies, or whose call raised something.
+    """
+    _configure(request, target_from_json(request["target"]))
+    turns = [""]
+
+    def watch(key: str) -> None:
+        turns.append(key)
+        stage(TURN + key)
+
+    try:
+        with torch.no_grad():
+            calls = {key: kept[key] for key in request["race"]}
+            return RaceResult(measure(calls, watch=watch, **request["rules"]))
+    except BaseException as error:  # noqa: BLE001 - as in a trial
+        return RaceResult(culprit=turns[-1], reason=describe(error))
 
 
 def describe(error: BaseException) -> str:
@@ -75,6 +114,7 @@ class _Trial:
     assignment: Assignment
     target: Target
     stage: Stage
+    kept: Kept
 
     def run(
         self, examples: Sequence[Flat], reference: Sequence[Flat], request: Mapping[str, Any]
@@ -102,7 +142,10 @@ class _Trial:
         latency = None
         if request["timed"] and all(each.error <= tolerance for each in errors):
             self.stage("measuring")
-            latency = _latency(lowered, pairs[0][0])
+            flat = pairs[0][0]
+            latency = _latency(lowered, flat)
+            if request["keep"]:
+                self.kept[request["keep"]] = lambda: lowered(*flat)
         return _result(lowered, errors, seconds, latency)
 
 

@@ -37,13 +37,15 @@ class WorkerDiedError(Exception):
         reason: In words.
         log: The last lines that it printed.
         started: Whether it had ever been ready.
+        stage: What it was at.
     """
 
-    def __init__(self, reason: str, log: str, started: bool) -> None:
+    def __init__(self, reason: str, log: str, started: bool, stage: str) -> None:
         super().__init__(reason)
         self.reason = reason
         self.log = log
         self.started = started
+        self.stage = stage
 
 
 class WorkerProcess:
@@ -168,7 +170,7 @@ class WorkerProcess:
         lines = self._last_lines()
         if lines:
             reason = f"{reason}; it printed last: {lines[-1][:_QUOTED_LETTERS]}"
-        raise WorkerDiedError(reason, "\n".join(lines), self._ready)
+        raise WorkerDiedError(reason, "\n".join(lines), self._ready, self._stage)
 
     def _last_lines(self) -> list[str]:
         with contextlib.suppress(OSError), self._log.open("rb") as file:

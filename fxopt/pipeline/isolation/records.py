@@ -48,13 +48,32 @@ class TrialResult:
     log: str = ""
 
 
-def result_to_json(result: TrialResult) -> dict[str, Any]:
-    """A result as JSON."""
-    return dataclasses.asdict(result)
+@dataclass(frozen=True)
+class RaceResult:
+    """What came of a race between what the worker had kept.
+
+    Attributes:
+        latencies: By key; empty where the race was not finished.
+        culprit: The key of what failed then; empty where that is not known.
+        reason: Why the race was not finished.
+    """
+
+    latencies: Mapping[str, Latency] = field(default_factory=dict)
+    culprit: str = ""
+    reason: str = ""
+
+
+def race_from_json(data: Mapping[str, Any]) -> RaceResult:
+    """The result of a race, from its JSON form."""
+    return RaceResult(
+        {key: Latency(tuple(each["milliseconds"])) for key, each in data["latencies"].items()},
+        data["culprit"],
+        data["reason"],
+    )
 
 
 def result_from_json(data: Mapping[str, Any]) -> TrialResult:
-    """The result that :func:`result_to_json` wrote."""
+    """The result of a trial, from its JSON form."""
     latency = data["latency"]
     return TrialResult(
         **{

@@ -7,7 +7,9 @@ also in the middle of a call that does not return.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
+import gc
 import importlib
 import os
 import select
@@ -20,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from fxopt.backends.scratch import use_scratch
-from fxopt.pipeline.isolation.examine import examine
+from fxopt.pipeline.isolation.examine import Kept, Stage, examine, race_kept
 from fxopt.pipeline.isolation.folder import SCRATCH
 from fxopt.pipeline.isolation.plugins import registry_with
-from fxopt.pipeline.isolation.records import result_to_json
 from fxopt.pipeline.isolation.wire import receive, send
 from fxopt.registry import Registry
 
@@ -57,15 +58,29 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _serve(requests: int, answers: int, registry: Registry) -> None:
+    kept: Kept = {}
+
+    def stage(what: str) -> None:
+        send(answers, {"stage": what})
+
     while (request := receive(requests)) is not None:
         with _dying_with(requests):
-            answer = _answer(request, registry, answers)
-        send(answers, answer)
+            answer = _answer(request, registry, stage, kept)
+        send(answers, {"result": answer})
 
 
-def _answer(request: dict[str, Any], registry: Registry, answers: int) -> dict[str, Any]:
-    result = examine(request, registry, lambda stage: send(answers, {"stage": stage}))
-    return {"result": result_to_json(result)}
+def _answer(
+    request: dict[str, Any], registry: Registry, stage: Stage, kept: Kept
+) -> dict[str, Any]:
+    """What comes of a request: a trial, a race between what was kept, or to keep less."""
+    if "forget" in request:
+        for key in request["forget"]:
+            kept.pop(key, None)
+        gc.collect()
+        return {}
+    if "race" in request:
+        return dataclasses.asdict(race_kept(request, stage, kept))
+    return dataclasses.asdict(examine(request, registry, stage, kept))
 
 
 @contextmanager

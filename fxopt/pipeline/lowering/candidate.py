@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.version import Version
 from fxopt.report import CandidateRecord
 
+_numbers = itertools.count()
+
 
 @dataclass(eq=False)
 class Candidate:
@@ -32,6 +35,7 @@ class Candidate:
         module: The emitted module, once built and found right.
         latency: Once raced.
         beaten: Whether it was clearly slower than another one when it was tried elsewhere.
+        key: What the worker calls it; unique in this process.
     """
 
     version: Version
@@ -40,10 +44,12 @@ class Candidate:
     module: OptimizedModule | None = None
     latency: Latency | None = None
     beaten: bool = False
+    key: str = field(init=False)
 
     def __post_init__(self) -> None:
         placed = self.assignment.placed(self.version.program)
         self.record = CandidateRecord(self.assignment.label, self.version.name, placed=placed)
+        self.key = f"{self.name} #{next(_numbers)}"
 
     @property
     def name(self) -> str:
@@ -54,6 +60,31 @@ class Candidate:
     def median(self) -> float:
         """Milliseconds; infinite before the race."""
         return self.latency.median if self.latency is not None else float("inf")
+
+    @property
+    def raced(self) -> bool:
+        """Whether it was timed in turns with others."""
+        return self.latency is not None
+
+    @property
+    def measured(self) -> bool:
+        """Whether it was timed at all."""
+        return self.record.milliseconds is not None
+
+    @property
+    def builds_slowly(self) -> bool:
+        """Whether building takes a multiple of what it takes others."""
+        return any(share.backend.info.builds_slowly for share in self.assignment.shares)
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether it may still win, as far as is known."""
+        return not self.record.reason and not self.beaten
+
+    def timed(self, latency: Latency) -> None:
+        """Notes the outcome of a race."""
+        self.latency = latency
+        self.note(milliseconds=latency.median, spread=latency.spread)
 
     def note(self, **changes: Any) -> None:
         """Changes fields of the record."""
@@ -74,6 +105,13 @@ class Candidate:
 
 def build(candidate: Candidate, job: LoweringJob) -> None:
     """Lowers, emits and runs a candidate on the first example; what fails drops out."""
+    if not candidate.hopeful or candidate.module is not None:
+        return
+    if job.late:
+        candidate.drop("time limit")
+        return
+    label, version = candidate.record.backend, candidate.version.name
+    job.progress(f"lowering {job.name} ({version}) with {label}")
     start = time.perf_counter()
     try:
         program = candidate.assignment.applied(candidate.version.program, job.target)

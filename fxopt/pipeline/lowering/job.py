@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class LoweringJob:
     progress: Callable[[str], None] = lambda line: None
 
     @property
+    def seconds_left(self) -> float:
+        """Until the time limit; infinite where there is none, negative once it has passed."""
+        return math.inf if self.deadline is None else self.deadline - time.monotonic()
+
+    @property
     def late(self) -> bool:
         """Whether the time limit has passed."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+        return self.seconds_left < 0

@@ -12,9 +12,9 @@ from fxopt.emit import OptimizedModule, emit
 from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import LoweringJob
-from fxopt.pipeline.lowering.mixing import mixtures
+from fxopt.pipeline.lowering.mixing import MOST_RIVALS, mixtures
 from fxopt.pipeline.lowering.offers import offers
-from fxopt.pipeline.lowering.race import race
+from fxopt.pipeline.lowering.race import race, race_apart
 from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.tune import leaders, tunings
@@ -63,26 +63,83 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     tuning = tuning_file(candidates, job)
     known = tuning.read()
     drop_slow(candidates, known)
-    screen_in_rounds(candidates, job)
-    for candidate in sorted(candidates, key=lambda c: c.record.milliseconds or 0.0):
-        _try(candidate, job)
-    plain = _plain(versions[0], candidates, job)
-    if plain not in candidates:
-        candidates.append(plain)
-    timed = [candidate for candidate in candidates if candidate.module is not None]
-    before = race(timed, job)
-    for challengers in (tunings, mixtures):
-        late = challengers(timed, job)
-        candidates += late
-        before = _challenge(late, timed, before, job)
+    try:
+        candidates += _try_apart(candidates, job)
+        finalists = _finalists(candidates, job)
+        plain = _plain(versions[0], candidates, job)
+        if plain not in candidates:
+            candidates.append(plain)
+            finalists.append(plain)
+        before = _race_here(finalists, candidates, job)
+    finally:
+        if job.isolation is not None:
+            job.isolation.forget([candidate.key for candidate in candidates])
     tuning.write(known | timings(candidates))
     for candidate in candidates:
         if candidate.beaten:
             took = f"{candidate.record.milliseconds:.3g} ms"
             candidate.drop(f"clearly slower in its trial: {took}", slower=True)
-    timed.sort(key=_merit)
-    winner = first_right(timed, plain, before, job)
+    ranked = sorted((c for c in candidates if c.hopeful), key=_merit)
+    winner = first_right(ranked, plain, before, job)
     return _outcome(winner, candidates, before, job)
+
+
+def _try_apart(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
+    """Tries and races candidates in the worker, then further settings of those that lead.
+
+    Returns:
+        The candidates with those settings.
+    """
+    screen_in_rounds(candidates, job)
+    race_apart(candidates, job)
+    raced = [candidate for candidate in candidates if candidate.hopeful and candidate.raced]
+    late = tunings(raced, candidates, job)
+    screen(late, job, rivals=raced)
+    if any(candidate.measured for candidate in late):
+        race_apart([*leaders(raced), *late], job)
+    return late
+
+
+def _finalists(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
+    """Builds what races in this process: the best that the worker found, and what it cannot try."""
+    elsewhere = sorted((c for c in candidates if c.hopeful and c.measured), key=_merit)
+    here = [c for c in candidates if c.hopeful and not c.measured]
+    wanted = MOST_RIVALS if job.mix else 1
+    for candidate in elsewhere:
+        build(candidate, job)
+        wanted -= candidate.hopeful
+        if not wanted:
+            break
+    for candidate in here:
+        build(candidate, job)
+    return [c for c in (*elsewhere, *here) if c.module is not None]
+
+
+def _race_here(
+    finalists: list[Candidate], candidates: list[Candidate], job: LoweringJob
+) -> Latency:
+    """Races the finalists and the original, then what else may beat them.
+
+    What has raced in the worker alone is taken to be as far behind the best one as it was there.
+    """
+    best, took = finalists[0], finalists[0].record.milliseconds
+    before = race(finalists, job)
+    if took is not None:
+        _rescale([c for c in candidates if c.module is None], best.median / took)
+    for challengers in (tunings, mixtures):
+        late = challengers(finalists, candidates, job)
+        candidates += late
+        before = _challenge(late, finalists, before, job)
+    return before
+
+
+def _rescale(candidates: Sequence[Candidate], factor: float) -> None:
+    """Converts what was measured in the worker, when the machine may have been faster or slower."""
+    for candidate in candidates:
+        if candidate.latency is not None:
+            candidate.timed(candidate.latency.scaled(factor))
+        elif candidate.record.milliseconds is not None:
+            candidate.note(milliseconds=candidate.record.milliseconds * factor)
 
 
 def _challenge(
@@ -91,7 +148,7 @@ def _challenge(
     """Races candidates that came late against the best so far and the original."""
     screen(late, job, rivals=timed)
     for candidate in late:
-        _try(candidate, job)
+        build(candidate, job)
     right = [candidate for candidate in late if candidate.module is not None]
     if not right:
         return before
@@ -103,18 +160,8 @@ def _challenge(
 def _merit(candidate: Candidate) -> float:
     """Milliseconds, for ranking; what the passes made is preferred to what merely comes near."""
     handicap = _REDUCED_HANDICAP if candidate.version.name == REDUCED else 1.0
-    return candidate.median * handicap
-
-
-def _try(candidate: Candidate, job: LoweringJob) -> None:
-    if candidate.record.reason or candidate.beaten:
-        return
-    if job.late:
-        candidate.drop("time limit")
-        return
-    label, version = candidate.record.backend, candidate.version.name
-    job.progress(f"lowering {job.name} ({version}) with {label}")
-    build(candidate, job)
+    measured = candidate.record.milliseconds
+    return handicap * (math.inf if measured is None else measured)
 
 
 def _plain(version: Version, candidates: Sequence[Candidate], job: LoweringJob) -> Candidate:

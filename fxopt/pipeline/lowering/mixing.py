@@ -10,14 +10,17 @@ from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.partition.mix import MixingJob, Rival, find_mixture
 
 # Every further backend costs building and measuring all segments once more.
-_MOST_RIVALS = 3
+MOST_RIVALS = 3
 
 
-def mixtures(timed: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
+def mixtures(
+    timed: Sequence[Candidate], candidates: Sequence[Candidate], job: LoweringJob
+) -> list[Candidate]:
     """A mixture of the backends that have run the fastest version whole, if it promises to win.
 
     Args:
-        timed: What was right and has been raced.
+        timed: What was right and has been raced in this process.
+        candidates: All that there are.
         job: Says whether to try at all.
     """
     if not job.mix or job.late or not timed:
@@ -28,11 +31,12 @@ def mixtures(timed: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
     flat = job.examples[0]
     rivals = [
         Rival(candidate.assignment.shares[0].backend, candidate.call(flat))
-        for candidate in whole[:_MOST_RIVALS]
+        for candidate in whole[:MOST_RIVALS]
     ]
     mixing = MixingJob(job.target, flat, rivals, job.deadline, job.progress)
     mixture = find_mixture(version.program, mixing)
     if mixture is None or not mixture.promising:
         return []
     shares = tuple(Share(backend, names) for backend, names in mixture.pieces)
-    return [Candidate(version, Assignment(shares))]
+    mixed = Candidate(version, Assignment(shares))
+    return [mixed] if mixed.name not in {candidate.name for candidate in candidates} else []

@@ -1,4 +1,4 @@
-"""The race: candidates and the original, timed in turns."""
+"""The races: candidates timed in turns, in the worker, and in this process with the original."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 
 from fxopt.cost import Latency, measure
 from fxopt.pipeline.lowering.candidate import Candidate
-from fxopt.pipeline.lowering.job import LoweringJob
+from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
+from fxopt.pipeline.lowering.screen import screen_again
 
 _ORIGINAL = "original"
 
@@ -20,7 +21,7 @@ _SECONDS = 20.0
 
 
 def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
-    """Times candidates that are built, and notes their latencies.
+    """Times candidates that are built in this process, and notes their latencies.
 
     Returns:
         The latency of the original.
@@ -32,7 +33,34 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
     with torch.no_grad():
         latencies = measure(calls, rounds=_ROUNDS, narrowing=_NARROWING, seconds=_SECONDS)
     for candidate in candidates:
-        latency = latencies[candidate.name]
-        candidate.latency = latency
-        candidate.note(milliseconds=latency.median, spread=latency.spread)
+        candidate.timed(latencies[candidate.name])
     return latencies[_ORIGINAL]
+
+
+def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
+    """Times candidates in the worker, as far as it has kept them, and notes their latencies.
+
+    One that fails there is out, and the others race again. What the worker has lost, since it died
+    over another candidate, is tried again before.
+    """
+    screen_again(candidates, job)
+    seconds = min(_SECONDS, job.seconds_left / 4)
+    kept = [c for c in candidates if c.hopeful and job.isolation and job.isolation.holds(c.key)]
+    if job.isolation is None or not kept or seconds <= 0:
+        return
+    job.progress(f"measuring {len(kept)} candidates for {job.name}")
+    result = job.isolation.race(
+        [candidate.key for candidate in kept],
+        job.target,
+        timeout=PATIENCE_SECONDS,
+        rounds=_ROUNDS,
+        narrowing=_NARROWING,
+        seconds=seconds,
+    )
+    for candidate in kept:
+        if candidate.key in result.latencies:
+            candidate.timed(result.latencies[candidate.key])
+        elif candidate.key == result.culprit:
+            candidate.drop(result.reason)
+    if result.culprit:
+        race_apart(candidates, job)

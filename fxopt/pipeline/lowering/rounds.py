@@ -1,9 +1,13 @@
-"""The rounds of trials: what is asked for on every backend, then the rest where it may pay."""
+"""The rounds of trials: what is asked for on every backend, then the rest where it may pay.
+
+Compiling is what takes the time, on some backends ten times as long as on others. So what builds
+fast goes first, and says what is not worth building slowly.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import LoweringJob
@@ -13,35 +17,86 @@ from fxopt.pipeline.lowering.version import REDUCED
 # A runtime that is behind two others on a program, or far behind one, is not the one to run a
 # variation of it best.
 _BEST_BACKENDS = 2
-_FAR_BEHIND = 1.5
+_FAR_BEHIND = 2.0
 
-# What is so much slower in the worker will not win the race.
-_HOPELESS = 1.5
+# What is so much slower in the worker, where each is measured once, will not win the race.
+_HOPELESS = 2.0
+_BETTER_PRECISION = 1.1
 
 
 def screen_in_rounds(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     """Tries candidates in the worker, those of the version that was asked for first.
 
     Of the other versions, which are there to revert to or to run in a lower precision, only the
-    backends that were best on that one are tried: compiling is what takes the time.
+    backends that were best on that one are tried.
     """
     lowered = [c for c in candidates if not c.assignment.native and not c.record.reason]
     asked = [c.version.name for c in lowered if c.version.name != REDUCED][-1:]
     first = [c for c in lowered if c.version.name in asked]
     rest = [c for c in lowered if c not in first]
-    screen(first, job)
+    _screen_fast_first(first, lowered, job)
     _drop_others(rest, first)
-    screen([c for c in rest if not c.record.reason], job)
-    best = min(map(_milliseconds, lowered), default=math.inf)
+    _screen_fast_first(rest, lowered, job)
+    best = _best(lowered)
     for candidate in rest:  # what was asked for races in any case: a trial is one measurement
         candidate.beaten |= _HOPELESS * best < _milliseconds(candidate) < math.inf
+
+
+def _screen_fast_first(
+    candidates: Sequence[Candidate], lowered: Sequence[Candidate], job: LoweringJob
+) -> None:
+    """Tries those that build fast, then those of the others that these leave a chance."""
+    screen([c for c in candidates if not c.builds_slowly and not c.record.reason], job)
+    slow = [c for c in candidates if c.builds_slowly and not c.record.reason]
+    fast = [c for c in lowered if not c.builds_slowly]
+    for candidate in slow:
+        _drop_hopeless(candidate, fast)
+        _drop_slower_precision(candidate, slow, fast)
+    screen([c for c in slow if not c.record.reason], job, rivals=lowered)
+
+
+def _drop_hopeless(candidate: Candidate, fast: Sequence[Candidate]) -> None:
+    """Drops it if its version is far behind on the backends that build fast."""
+    own = _best(c for c in fast if c.version is candidate.version)
+    best = _best(fast)
+    if _HOPELESS * best < own < math.inf:
+        version = candidate.version.name
+        reason = f"not tried: elsewhere the {version} version takes {own / best:.1f} times as long"
+        candidate.drop(reason, slower=True)
+
+
+def _drop_slower_precision(
+    candidate: Candidate, slow: Sequence[Candidate], fast: Sequence[Candidate]
+) -> None:
+    """Drops it if another precision, which its backend has too, is faster on the others."""
+    version, precision = candidate.version, _precision(candidate)
+    own = _best(c for c in fast if c.version is version and _precision(c) == precision)
+    for other in {_precision(c) for c in slow if _is_variant(c, candidate)} - {precision}:
+        best = _best(c for c in fast if c.version is version and _precision(c) == other)
+        if _BETTER_PRECISION * best < own < math.inf:
+            ratio = own / best
+            candidate.drop(
+                f"not tried: elsewhere {other} is {ratio:.1f} times as fast", slower=True
+            )
+
+
+def _is_variant(candidate: Candidate, other: Candidate) -> bool:
+    return candidate.version is other.version and _backend(candidate) == _backend(other)
+
+
+def _precision(candidate: Candidate) -> str:
+    return candidate.assignment.shares[0].backend.precision
+
+
+def _best(candidates: Iterable[Candidate]) -> float:
+    return min(map(_milliseconds, candidates), default=math.inf)
 
 
 def _drop_others(rest: Sequence[Candidate], first: Sequence[Candidate]) -> None:
     measured = [c for c in first if _milliseconds(c) < math.inf]
     ranked = sorted(measured, key=_milliseconds)
     names = list(dict.fromkeys(map(_backend, ranked)))
-    far = _FAR_BEHIND * min(map(_milliseconds, ranked), default=math.inf)
+    far = _FAR_BEHIND * _best(ranked)
     near = {_backend(c) for c in ranked if _milliseconds(c) <= far}
     best = [name for name in names if name in near][:_BEST_BACKENDS]
     for candidate in rest:

@@ -1,7 +1,7 @@
 """The first round: candidates are built in a worker process, and the hopeless ones go no further.
 
-What crashes or hangs there costs only itself. And this process, where everything that is built
-stays in memory, builds those alone that may win.
+What crashes or hangs there costs only itself. The worker keeps what may win, for a race there, so
+that this process builds little more than the winner.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
 from fxopt.pipeline.lowering.version import Version
 
-# A single measurement on a noisy machine says no more than this; the race decides the rest.
-_CLOSE = 1.4
+# A single measurement on a machine whose speed changes says no more than this; the race between
+# those that are left decides the rest.
+_CLOSE = 2.0
 
 # Building it again here, and again for another batch size, takes the best one so many times as
 # long as its trial at most.
@@ -46,7 +47,8 @@ def screen(
         return
     with ExitStack() as stack:
         parcels: dict[str, Parcel] = {}
-        for candidate in sorted(candidates, key=_builds_slowly):
+        # What builds fast goes first: when time runs out, there is something to go on with.
+        for candidate in sorted(candidates, key=lambda c: c.builds_slowly):
             version = candidate.version
             if version.name not in parcels:
                 parcels[version.name] = stack.enter_context(pack(version, job))
@@ -54,6 +56,21 @@ def screen(
     for candidate in candidates:
         limit = _limit(candidate, [*candidates, *rivals])
         candidate.beaten = limit < _milliseconds(candidate) < math.inf
+    job.isolation.forget([candidate.key for candidate in candidates if not candidate.hopeful])
+
+
+def screen_again(candidates: Sequence[Candidate], job: LoweringJob) -> None:
+    """Tries again what the worker had kept, and lost when it died over another candidate."""
+    if job.isolation is None:
+        return
+    lost = [
+        candidate
+        for candidate in candidates
+        if candidate.hopeful
+        and candidate.record.milliseconds is not None
+        and not job.isolation.holds(candidate.key)
+    ]
+    screen(lost, job, rivals=candidates)
 
 
 def _limit(candidate: Candidate, others: Sequence[Candidate]) -> float:
@@ -65,37 +82,36 @@ def _limit(candidate: Candidate, others: Sequence[Candidate]) -> float:
     return _CLOSE * min(map(_milliseconds, right), default=math.inf)
 
 
-def _builds_slowly(candidate: Candidate) -> bool:
-    """What builds fast goes first: when time runs out, there is something to go on with."""
-    return any(share.backend.info.builds_slowly for share in candidate.assignment.shares)
-
-
 def _try(
     candidate: Candidate, parcel: Parcel, others: Sequence[Candidate], job: LoweringJob
 ) -> None:
     assert job.isolation is not None
     seconds = _seconds_left(others, job)
     if seconds <= 0:
-        candidate.drop("time limit")
+        if not candidate.measured:
+            candidate.drop("time limit")
         return
     label, version = candidate.record.backend, candidate.version
     job.progress(f"lowering {job.name} ({version.name}) with {label}")
     start = time.perf_counter()
     result = job.isolation.trial(
-        parcel, candidate.assignment, job.target, timeout=seconds, tolerance=version.tolerance
+        parcel,
+        candidate.assignment,
+        job.target,
+        timeout=seconds,
+        tolerance=version.tolerance,
+        keep=candidate.key,
     )
     _settle(candidate, result, job)
-    candidate.note(seconds=time.perf_counter() - start)
+    candidate.note(seconds=candidate.record.seconds + time.perf_counter() - start)
 
 
 def _seconds_left(others: Sequence[Candidate], job: LoweringJob) -> float:
     """Time for the next trial: what is left, less what it takes to go on with the best one."""
-    if job.deadline is None:
-        return PATIENCE_SECONDS
     built = [c for c in others if c.record.milliseconds is not None and not c.record.reason]
     best = min(built, key=_milliseconds, default=None)
     reserve = _RESERVE * best.record.seconds if best is not None else 0.0
-    return min(PATIENCE_SECONDS, job.deadline - time.monotonic() - reserve)
+    return min(PATIENCE_SECONDS, job.seconds_left - reserve)
 
 
 def _settle(candidate: Candidate, result: TrialResult, job: LoweringJob) -> None:

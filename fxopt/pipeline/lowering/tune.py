@@ -20,18 +20,21 @@ def leaders(timed: Sequence[Candidate]) -> list[Candidate]:
     return [c for c in ranked if c in firsts.values() and c.median <= reach]
 
 
-def tunings(timed: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
+def tunings(
+    timed: Sequence[Candidate], candidates: Sequence[Candidate], job: LoweringJob
+) -> list[Candidate]:
     """Candidates that differ from a leader by settings of its backend alone.
 
     Args:
         timed: What was right and has been raced.
+        candidates: All that there are; none of them is offered again.
         job: Says whether there is time.
     """
-    if job.late:
+    if job.late or not timed:
         return []
-    raced = {candidate.name for candidate in timed}
+    known = {candidate.name for candidate in candidates}
     tuned = [each for leader in leaders(timed) for each in _tuned(leader, job)]
-    return [candidate for candidate in tuned if candidate.name not in raced]
+    return [candidate for candidate in tuned if candidate.name not in known]
 
 
 def _tuned(leader: Candidate, job: LoweringJob) -> list[Candidate]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from fxopt.cost import Latency
 from fxopt.pipeline.isolation import Isolation
-from fxopt.pipeline.lowering.candidate import Candidate, describe, output_error
+from fxopt.pipeline.lowering.candidate import Candidate, build, describe, output_error
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
+from fxopt.pipeline.lowering.race import race
 from fxopt.pipeline.lowering.screen import pack
 
 
@@ -18,7 +18,7 @@ def first_right(
     """The fastest candidate that is right at every batch size and is accepted.
 
     Args:
-        candidates: Fastest first.
+        candidates: Fastest first; some are not built in this process yet.
         plain: The program as it is: what is kept when nothing else will do.
         before: Latency of the original.
         job: Says what is accepted.
@@ -26,15 +26,23 @@ def first_right(
     for candidate in candidates:
         if candidate is plain:
             break
-        if candidate.median > before.median:
+        if candidate.module is None:
+            before = _build_and_time(candidate, before, job)
+        if candidate.module is None or candidate.median > before.median:
             continue
         reason = _at_other_sizes(candidate, job)
-        if reason is None and candidate.module is not None:
+        if reason is None:
             reason = job.accept(candidate.module)
         if reason is None:
             return candidate
         candidate.note(reason=reason)
     return plain
+
+
+def _build_and_time(candidate: Candidate, before: Latency, job: LoweringJob) -> Latency:
+    """Builds one that was not wanted before; the latency of the original."""
+    build(candidate, job)
+    return before if candidate.module is None else race([candidate], job)
 
 
 def _at_other_sizes(candidate: Candidate, job: LoweringJob) -> str | None:
@@ -75,9 +83,7 @@ def _elsewhere(
 
 def _patience(candidate: Candidate, job: LoweringJob) -> float:
     """Seconds: a time limit leaves at least what building it took so far."""
-    if job.deadline is None:
-        return PATIENCE_SECONDS
-    return max(job.deadline - time.monotonic(), candidate.record.seconds, 1.0)
+    return min(PATIENCE_SECONDS, max(job.seconds_left, candidate.record.seconds, 1.0))
 
 
 def _here(candidate: Candidate, others: Sequence[int], job: LoweringJob) -> str:

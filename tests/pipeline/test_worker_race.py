@@ -1,0 +1,142 @@
+"""What the worker keeps of its trials races there, and only the winner is built again."""
+
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fxopt.pipeline.assignment import whole
+from fxopt.pipeline.isolation import Isolation
+from fxopt.pipeline.lowering import LoweringJob, exact_version, lower
+from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.race import race_apart
+from fxopt.pipeline.lowering.screen import screen
+from tests.building import image, small_cnn
+from tests.pipeline.bad_backends import Bad, Named
+from tests.pipeline.support import TARGET
+
+screen_module = importlib.import_module("fxopt.pipeline.lowering.screen")
+
+PLUGIN = "tests.pipeline.bad_backends"
+EXAMPLES = [[image(2)], [image(3)]]
+
+
+@pytest.fixture(scope="module")
+def isolation():
+    with Isolation(plugins=(PLUGIN,)) as made:
+        made.warm_up()
+        yield made
+
+
+@pytest.fixture
+def none_beaten(monkeypatch):
+    """On a busy machine, a trial of a tiny net says nothing."""
+    monkeypatch.setattr(screen_module, "_CLOSE", 1e9)
+
+
+@pytest.fixture
+def job(isolation):
+    model = small_cnn()
+    return LoweringJob(
+        "net", TARGET, (), EXAMPLES, original=lambda: model(image(2)), isolation=isolation
+    )
+
+
+@pytest.fixture
+def candidates():
+    """Makes candidates of one version."""
+    program = small_cnn()
+    with torch.no_grad():
+        version = exact_version(program, [program(*flat) for flat in EXAMPLES])
+
+    def make(*backends):
+        return [Candidate(version, whole(backend)) for backend in backends]
+
+    return make
+
+
+def test_a_race_tells_who_is_faster_and_forgetting_ends_it(isolation, candidates, job):
+    quick, slow = candidates(Bad(), Bad("is slow"))
+    screen([quick], job)
+    screen([slow], job)
+    assert isolation.holds(quick.key)
+    result = isolation.race([quick.key, slow.key], TARGET, timeout=60, rounds=2, burst=3)
+    assert result.reason == ""
+    assert result.latencies[slow.key].median > 10 > result.latencies[quick.key].median
+    assert len(result.latencies[slow.key].milliseconds) == 6
+    isolation.forget([quick.key])
+    assert not isolation.holds(quick.key)
+    assert isolation.holds(slow.key)
+    assert isolation.race([quick.key], TARGET, timeout=60).reason.endswith("is lost")
+    isolation.forget([slow.key])
+
+
+def test_what_is_clearly_beaten_is_not_kept(isolation, candidates, job):
+    quick, slow, wrong = candidates(Bad(), Bad("is slow"), Bad("is wrong"))
+    screen([quick, slow, wrong], job)
+    assert slow.beaten
+    assert "output error" in wrong.record.reason
+    assert [isolation.holds(c.key) for c in (quick, slow, wrong)] == [True, False, False]
+    isolation.forget([quick.key])
+
+
+@pytest.mark.usefixtures("none_beaten")
+def test_one_that_raises_in_the_race_is_out_and_the_others_race(
+    isolation, candidates, job, tmp_path
+):
+    path = tmp_path / "now"
+    first, second, bad = candidates(Bad(), Bad(bits=16), Bad("raises later", path=str(path)))
+    screen([first, second, bad], job)
+    path.touch()
+    race_apart([first, second, bad], job)
+    assert bad.record.reason == "RuntimeError: out of handles"
+    assert first.raced
+    assert second.raced
+    assert first.record.milliseconds == first.latency.median
+
+
+@pytest.mark.usefixtures("none_beaten")
+def test_one_that_takes_the_worker_down_is_named_and_the_others_are_tried_again(
+    isolation, candidates, job, tmp_path
+):
+    path = tmp_path / "now"
+    good, bad = candidates(Bad(), Bad("exits later", path=str(path)))
+    screen([good, bad], job)
+    spent = good.record.seconds
+    path.touch()
+    race_apart([good, bad], job)
+    assert "ended with exit code 4 while measuring bad/exact" in bad.record.reason
+    assert not good.record.reason
+    assert isolation.holds(good.key)
+    assert good.raced
+    assert good.record.seconds > spent
+
+
+def test_a_time_limit_leaves_the_race_out(isolation, candidates, job):
+    (candidate,) = candidates(Bad())
+    screen([candidate], job)
+    race_apart([candidate], replace(job, deadline=0.0))
+    assert not candidate.raced
+
+
+def test_only_the_best_of_them_is_built_here(isolation, job, monkeypatch):
+    built = []
+    module = importlib.import_module("fxopt.pipeline.lowering.lower")
+    plain_build, kept = module.build, set(isolation._held.kept)
+
+    def build(candidate, job):
+        built.append(candidate.name)
+        plain_build(candidate, job)
+
+    monkeypatch.setattr(module, "build", build)
+    program = small_cnn()
+    with torch.no_grad():
+        version = exact_version(program, [program(*flat) for flat in EXAMPLES])
+    backends = (Named(), Named("is slow"), Named("is wrong"))
+    lowered = lower([version], replace(job, backends=backends))
+    assert built == ["is right/exact"]
+    reasons = {c.backend: c.reason for c in lowered.record.candidates}
+    assert "clearly slower in its trial" in reasons["is slow"]
+    assert "output error" in reasons["is wrong"]
+    assert isolation._held.kept <= kept
