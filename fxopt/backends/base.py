@@ -134,11 +134,14 @@ class Backend(ABC):
         """
         return (self,)
 
-    def tunings(self, program: Program, target: Target, milliseconds: float) -> Sequence[Backend]:
+    def tunings(
+        self, program: Program, inputs: Tensors, target: Target, milliseconds: float
+    ) -> Sequence[Backend]:
         """Further settings that are worth a try once this one has won the race.
 
         Args:
             program: What is lowered.
+            inputs: What it is measured on.
             target: What is lowered for.
             milliseconds: What this one takes.
         """

@@ -93,7 +93,9 @@ class Inductor(Backend):
             return (self,)
         return (self, replace(self, precision="bf16"))
 
-    def tunings(self, program: Program, target: Target, milliseconds: float) -> Sequence[Backend]:
+    def tunings(
+        self, program: Program, inputs: Tensors, target: Target, milliseconds: float
+    ) -> Sequence[Backend]:
         """What calls faster, or computes products faster, and takes long to compile.
 
         Quantized nets of small layers are several times as fast with products of Inductor's own,

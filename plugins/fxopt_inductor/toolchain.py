@@ -37,8 +37,10 @@ def knows_instructions() -> bool:
     Inductor finds that out by building and loading a program for each set, which takes ten seconds
     on a machine that is new to it. Which sets the CPU and torch have is known without.
     """
-    from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
-
+    try:
+        from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
+    except ImportError:  # they are not public
+        return False
     present = set(x86_isa_checker())
     richest = "AVX512" if "avx512" in present else "AVX2"
     if torch.backends.cpu.get_cpu_capability() != richest:  # torch itself may be built for less

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,7 @@ from torch import fx
 
 from fxopt.plugin import Backend, BackendInfo, Program, Target, Tensors, is_random
 from fxopt_openvino.convert import OpenVINOLowering
+from fxopt_openvino.divide import divisible
 from fxopt_openvino.tensors import TAKEN
 
 Precision = Literal["f32", "bf16"]
@@ -33,10 +35,14 @@ class OpenVINO(Backend):
         precision: What floating-point operations are computed in.
         single_thread: Whether a call keeps to one thread: on small nets, waking others costs more
             than they give.
+        streams: How many parts a batch is divided into, which run side by side on a share of the
+            threads each, where it can be divided by that: threads that work on samples of their
+            own wait less for each other.
     """
 
     precision: Precision = "f32"
     single_thread: bool = False
+    streams: int = 1
 
     info: ClassVar[BackendInfo] = BackendInfo(
         name="openvino", targets=("cpu",), extra=_EXTRA, packages=("openvino",)
@@ -47,6 +53,7 @@ class OpenVINO(Backend):
         """The name, with the settings that are not the usual ones."""
         settings: list[str] = [self.precision] if self.precision != "f32" else []
         settings += ["one thread"] if self.single_thread else []
+        settings += [f"{self.streams} streams"] if self.streams > 1 else []
         return " ".join([self.info.name, *settings])
 
     def variants(self, program: Program, target: Target, exact: bool) -> Sequence[Backend]:
@@ -55,10 +62,19 @@ class OpenVINO(Backend):
             return (self,)
         return (self, replace(self, precision="bf16"))
 
-    def tunings(self, program: Program, target: Target, milliseconds: float) -> Sequence[Backend]:
-        """One thread, for small nets."""
-        small = milliseconds < _SMALL_MS and target.threads > 1 and not self.single_thread
-        return (replace(self, single_thread=True),) if small else ()
+    def tunings(
+        self, program: Program, inputs: Tensors, target: Target, milliseconds: float
+    ) -> Sequence[Backend]:
+        """One thread, for small nets; streams, for batches of independent samples."""
+        if self.single_thread or self.streams > 1:
+            return ()
+        found: list[Backend] = []
+        if milliseconds < _SMALL_MS and target.threads > 1:
+            found.append(replace(self, single_thread=True))
+        streams = _streams(inputs, target)
+        if streams > 1 and divisible(program, inputs):
+            found.append(replace(self, streams=streams))
+        return found
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here; None when it can."""
@@ -86,7 +102,13 @@ class OpenVINO(Backend):
         """Translates ``program``, once for all batch sizes where that is possible."""
         if self.single_thread:
             target = replace(target, threads=1)
-        return OpenVINOLowering(program, inputs, target, self.precision)
+        return OpenVINOLowering(program, inputs, target, self.precision, self.streams)
+
+
+def _streams(inputs: Tensors, target: Target) -> int:
+    """As many parts as there are threads, if the batch can be divided so."""
+    batch = len(inputs[0]) if inputs and inputs[0].dim() else 1
+    return math.gcd(batch, target.threads)
 
 
 def _tensors(node: fx.Node) -> Iterator[torch.Tensor]:

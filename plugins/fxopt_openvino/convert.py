@@ -16,7 +16,7 @@ from fxopt.plugin import (
     export_program,
     keep_files,
 )
-from fxopt_openvino.execute import OpenVINOExecutable
+from fxopt_openvino.execute import DividedExecutable, OpenVINOExecutable
 
 if TYPE_CHECKING:
     import openvino
@@ -37,15 +37,19 @@ class OpenVINOLowering(Lowering):
         inputs: Inputs to export it with.
         target: Says how many threads a call may use.
         precision: What floating-point operations are computed in.
+        streams: How many parts a batch is divided into, where it can be.
 
     Raises:
         BackendError: Neither way of converting works.
     """
 
-    def __init__(self, program: Program, inputs: Tensors, target: Target, precision: str) -> None:
+    def __init__(
+        self, program: Program, inputs: Tensors, target: Target, precision: str, streams: int = 1
+    ) -> None:
         self._program = program
         self._precision = precision
         self._target = target
+        self._streams = streams
         self._any_batch = self._convert_for_any_batch(inputs)
         self._fixed = None if self._any_batch else (_shapes(inputs), self._convert(inputs))
 
@@ -55,14 +59,21 @@ class OpenVINOLowering(Lowering):
         Raises:
             BackendError: OpenVINO cannot convert or compile for them.
         """
+        if self._streams == 1 or len(inputs[0]) % self._streams:
+            return self._compile(inputs, streams=1)
+        return self._compile([tensor.chunk(self._streams)[0] for tensor in inputs], self._streams)
+
+    def _compile(self, inputs: Tensors, streams: int) -> OpenVINOExecutable:
         if self._any_batch is not None:
             try:
-                return self._executable(_reshaped(self._any_batch, inputs))
+                return self._executable(_reshaped(self._any_batch, inputs), streams)
             except Exception:  # noqa: BLE001 - whatever the runtime raises, the other way is left
                 self._any_batch = None
-        return self._executable(self._model_for(inputs))
+        return self._executable(self._model_for(inputs), streams)
 
-    def _executable(self, model: openvino.Model) -> OpenVINOExecutable:
+    def _executable(self, model: openvino.Model, streams: int) -> OpenVINOExecutable:
+        if streams > 1:
+            return DividedExecutable(model, self._target.threads, self._precision, streams)
         return OpenVINOExecutable(model, self._target.threads, self._precision)
 
     def _model_for(self, inputs: Tensors) -> openvino.Model:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fxopt.plugin import BackendError, Executable, Kernel
+from fxopt.plugin import BackendError, Executable, Kernel, Tensors
 from fxopt_openvino.kernels import HEAVY, find_kernels
 from fxopt_openvino.relayed import find_relayed
 from fxopt_openvino.tensors import to_openvino, to_torch_dtype
@@ -27,13 +27,16 @@ class OpenVINOExecutable(Executable):
         model: A model all of whose shapes are known.
         threads: How many threads a call may use.
         precision: What floating-point operations are computed in: ``f32`` or ``bf16``.
+        streams: How many calls may run side by side, each on its share of the threads.
 
     Raises:
         BackendError: OpenVINO cannot compile it.
     """
 
-    def __init__(self, model: openvino.Model, threads: int, precision: str) -> None:
-        self._compiled = _compile(model, threads, precision)
+    def __init__(
+        self, model: openvino.Model, threads: int, precision: str, streams: int = 1
+    ) -> None:
+        self._compiled = _compile(model, threads, precision, streams)
         self._outputs = [
             (tuple(output.shape), to_torch_dtype(output.element_type))
             for output in self._compiled.outputs
@@ -42,20 +45,29 @@ class OpenVINOExecutable(Executable):
         self._idle: list[openvino.InferRequest] = [self._compiled.create_infer_request()]
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        request = self._take()
         # OpenVINO does not keep alive what it shares: the lists do, until the call is over.
         dense = [tensor.detach().contiguous() for tensor in inputs]
         outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs]
-        for index, tensor in enumerate(dense):
+        self._run(dense, outputs)
+        return tuple(outputs)
+
+    def _run(self, inputs: Tensors, outputs: Tensors) -> None:
+        request = self._take()
+        self._bind(request, inputs, outputs)
+        request.infer(share_outputs=True)
+        self._release(request, outputs)
+
+    def _bind(self, request: openvino.InferRequest, inputs: Tensors, outputs: Tensors) -> None:
+        for index, tensor in enumerate(inputs):
             request.set_input_tensor(index, to_openvino(tensor))
         for index, tensor in enumerate(outputs):
             if index not in self._relayed:
                 request.set_output_tensor(index, to_openvino(tensor))
-        request.infer(share_outputs=True)
+
+    def _release(self, request: openvino.InferRequest, outputs: Tensors) -> None:
         for index in self._relayed:
             outputs[index].copy_(torch.from_numpy(request.get_output_tensor(index).data))
         self._idle.append(request)
-        return tuple(outputs)
 
     def kernels(self) -> tuple[Kernel, ...]:
         """The operations of the compiled model that compute something."""
@@ -72,11 +84,56 @@ class OpenVINOExecutable(Executable):
             return self._compiled.create_infer_request()
 
 
-def _compile(model: openvino.Model, threads: int, precision: str) -> openvino.CompiledModel:
+class DividedExecutable(OpenVINOExecutable):
+    """A batch in parts that run side by side, each on its share of the threads.
+
+    Args:
+        model: For one part.
+        threads: How many threads a call may use.
+        precision: What floating-point operations are computed in: ``f32`` or ``bf16``.
+        streams: How many parts there are.
+
+    Raises:
+        BackendError: OpenVINO cannot compile it.
+    """
+
+    def __init__(self, model: openvino.Model, threads: int, precision: str, streams: int) -> None:
+        super().__init__(model, threads, precision, streams)
+        self._outputs = [((streams * s[0], *s[1:]), dtype) for s, dtype in self._outputs]
+        self._streams = streams
+
+    def _run(self, inputs: Tensors, outputs: Tensors) -> None:
+        parts = list(zip(self._parts(inputs), self._parts(outputs), strict=True))
+        requests = [self._take() for _ in parts]
+        for request, (given, wanted) in zip(requests, parts, strict=True):
+            self._bind(request, given, wanted)
+            request.start_async()
+        failures = [failure for request in requests if (failure := _waited(request))]
+        if failures:
+            raise failures[0]
+        for request, (_, wanted) in zip(requests, parts, strict=True):
+            self._release(request, wanted)
+
+    def _parts(self, tensors: Tensors) -> list[tuple[torch.Tensor, ...]]:
+        return list(zip(*(tensor.chunk(self._streams) for tensor in tensors), strict=True))
+
+
+def _waited(request: openvino.InferRequest) -> Exception | None:
+    """Waits; the others still use the caller's memory, so a failure is not raised at once."""
+    try:
+        request.wait()
+    except RuntimeError as error:
+        return error
+    return None
+
+
+def _compile(
+    model: openvino.Model, threads: int, precision: str, streams: int
+) -> openvino.CompiledModel:
     import openvino
 
     settings = {
-        "PERFORMANCE_HINT": "LATENCY",
+        **({"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}),
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": precision,
     }

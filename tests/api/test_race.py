@@ -183,7 +183,7 @@ class Tunable(Backend):
     def label(self):
         return "tunable" + " tuned" * self.tuned + " wrong" * self.wrong
 
-    def tunings(self, program, target, milliseconds):
+    def tunings(self, program, inputs, target, milliseconds):
         return [replace(self, tuned=True), replace(self, tuned=True, wrong=True)]
 
     def lower(self, program, inputs, target):

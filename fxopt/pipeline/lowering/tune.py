@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from fxopt.pipeline.assignment import whole
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import LoweringJob
@@ -41,5 +43,6 @@ def _tuned(leader: Candidate, job: LoweringJob) -> list[Candidate]:
     if leader.assignment.native or not leader.assignment.takes_all:
         return []
     backend, program = leader.assignment.shares[0].backend, leader.version.program
-    found = backend.tunings(program, job.target, leader.median)
+    inputs = [value for value in job.examples[0] if isinstance(value, torch.Tensor)]
+    found = backend.tunings(program, inputs, job.target, leader.median)
     return [Candidate(leader.version, whole(each)) for each in found]
