@@ -16,7 +16,7 @@ Weights are random, batch norm statistics too; every int8 tool calibrates on the
 All candidates of a model are built first and then timed in turns, in bursts, with a pause before \
 each, so that no candidate's spinning threads slow the next one. fxopt's rows and the rivals \
 within 1.3 times the fastest of their precision are then timed again without the others, in four \
-to sixteen times as many turns, the more the shorter a call: their figures are from there. Medians \
+to eight times as many turns, the more the shorter a call: their figures are from there. Medians \
 in milliseconds; +- is half the distance between the quartiles; error is the relative output \
 error against eager fp32. The machine is virtual, and may run at half \
 its speed for seconds: that is taken out by a median polish of the turns \

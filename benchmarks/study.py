@@ -178,8 +178,8 @@ def _time(rows: dict[str, Row], calls: dict[str, Call], rounds: int) -> None:
     _measure(rows, calls, rounds=rounds // 2, burst=7)
     close = {name: calls[name] for name in contenders(list(rows.values())) if name in calls}
     turn = 0.3 + 1e-3 * _BURST * statistics.median(rows[name].milliseconds for name in close)
-    # The same model compiled twice differs by 4 % in 16 turns of 4 ms calls: short calls need more.
-    _measure(rows, close, rounds=max(2 * rounds, min(8 * rounds, int(20 / turn))), burst=_BURST)
+    # The same model compiled twice differs by 3 % in 16 turns: short calls can have more.
+    _measure(rows, close, rounds=max(2 * rounds, min(4 * rounds, int(10 / turn))), burst=_BURST)
 
 
 def _measure(rows: dict[str, Row], calls: dict[str, Call], rounds: int, burst: int) -> None:

@@ -131,7 +131,7 @@ class Quantize(Pass):
         return [replace(self, skip=(*self.skip, *names[:count])) for count in range(1, len(names))]
 
     def sensitivities(self, program: Program, context: Context) -> dict[fx.Node, Sensitivity]:
-        """What computing each layer in int8 costs in quality, and how much arithmetic it is.
+        """What computing each layer in int8 costs in quality, and how much time it may save.
 
         Args:
             program: In float, with batch norms folded; it is not changed.

@@ -71,13 +71,13 @@ def test_estimates_are_close_to_what_each_layer_does_alone():
     assert math.sqrt(sum(each.error for each in found.values())) == pytest.approx(whole, rel=0.5)
 
 
-def test_arithmetic_is_counted():
+def test_arithmetic_and_moved_values_are_counted():
     model, x = uneven(4)
     _, found = sensitivities(model, x)
-    by_name = {str(node.target): each.products for node, each in found.items()}
-    assert by_name["layers.0"] == 4 * 8 * 100 * 27
-    assert by_name["layers.1"] == 4 * 8 * 100 * 72
-    assert by_name["head"] == 4 * 5 * 8
+    by_name = {str(node.target): each.saving for node, each in found.items()}
+    assert by_name["layers.0"] == 4 * 8 * 100 * 27 + 7 * (x.numel() + 4 * 8 * 100)
+    assert by_name["layers.1"] == 4 * 8 * 100 * 72 + 7 * (4 * 8 * 100) * 2
+    assert by_name["head"] == 4 * 5 * 8 + 7 * 4 * (8 + 5)
 
 
 def test_the_worst_for_what_they_save_come_first_and_calls_add_up():
