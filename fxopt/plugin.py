@@ -26,7 +26,7 @@ from fxopt.ir import (
     is_aten,
     is_random,
 )
-from fxopt.passes import Calibration, Context, Exact, Lossy, Pass, PassInfo
+from fxopt.passes import Calibration, Context, Exact, Lossy, Milder, Pass, PassInfo
 
 __all__ = [
     "Analysis",
@@ -44,6 +44,7 @@ __all__ = [
     "LeafModule",
     "Lossy",
     "Lowering",
+    "Milder",
     "Pass",
     "PassError",
     "PassInfo",

@@ -1,6 +1,6 @@
 """The contract of a pass: declaration, context, settings and their text form."""
 
-from fxopt.passes.base import Context, Pass
+from fxopt.passes.base import Context, Milder, Pass
 from fxopt.passes.calibration import Calibration, batch_arguments
 from fxopt.passes.info import STAGES, Exact, Lossy, PassInfo, Stage
 from fxopt.passes.text import (
@@ -17,6 +17,7 @@ __all__ = [
     "Context",
     "Exact",
     "Lossy",
+    "Milder",
     "Pass",
     "PassInfo",
     "Stage",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -57,17 +57,29 @@ class Pass(ABC):
     def run(self, program: Program, context: Context) -> PassResult:
         """Changes ``program`` through ``program.edit()`` and returns ``edit.result()``."""
 
-    def milder(self, program: Program, context: Context) -> Sequence[Pass]:
+    def milder(self, program: Program, context: Context) -> Milder:
         """The same pass with less and less effect, for when its result is over a limit of quality.
 
-        The manager looks for the first one that keeps the limits by bisection, so each should
-        cost no more quality than those before it. ``program`` is a copy, as for :meth:`run`.
-
-        Returns:
-            Passes of this class, the strongest first; empty when there is nothing in between.
+        The manager looks for the first one that keeps the limits by bisection. ``program`` is a
+        copy, as for :meth:`run`.
         """
-        return ()
+        return Milder()
 
     def space(self, program: Program, target: Target) -> dict[str, Sequence[Any]]:
         """The settings worth searching: values by field name. Empty when there is no choice."""
         return {}
+
+
+@dataclass(frozen=True)
+class Milder:
+    """What a pass can do instead of what costs too much quality.
+
+    Attributes:
+        passes: Of the same class, the strongest first; each should cost no more quality than those
+            before it. Empty when there is nothing in between.
+        costs: Why they are in this order, for the report: for each layer, those first that are
+            spared first, its share in the error, and in the time or memory that the pass gains.
+    """
+
+    passes: Sequence[Pass] = ()
+    costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)

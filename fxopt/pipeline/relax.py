@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from fxopt.passes import Context, Pass
+from fxopt.passes import Context, Milder, Pass
 from fxopt.pipeline.sandbox import seeded
 from fxopt.pipeline.trial import Trial
 from fxopt.pipeline.verdict import Reject, blamed
@@ -33,23 +33,26 @@ def relax(
     except Reject as reject:
         failed.reason = f"{failed.reason}; {reject}"
         return failed
-    if not options:
+    if not options.passes:
         return failed
-    context.progress(f"{failed.name} is over a limit: {len(options)} milder settings")
-    best, mildest = _bisect(options, attempt, math.inf if drift is None else drift)
+    context.progress(f"{failed.name} is over a limit: {len(options.passes)} milder settings")
+    best, mildest = _bisect(options.passes, attempt, math.inf if drift is None else drift)
     if best is None:
         failed.reason = f"{failed.reason}; of its milder settings, {mildest}"
     else:
         best.details["milder"] = failed.reason
         best.started = failed.started
+    (best or failed).details["costs"] = dict(options.costs)
     return best or failed
 
 
-def _options(failed: Trial, context: Context) -> Sequence[Pass]:
+def _options(failed: Trial, context: Context) -> Milder:
     with blamed(failed.item, "failed to say what its milder settings are"):
         with seeded(context.seed):
-            options = list(failed.item.milder(failed.before.clone(), context))
-        strange = [item for item in options if type(item) is not type(failed.item)]
+            options = failed.item.milder(failed.before.clone(), context)
+        if not isinstance(options, Milder):
+            raise TypeError(f"it returned a {type(options).__name__}, not a Milder")
+        strange = [item for item in options.passes if type(item) is not type(failed.item)]
         if strange:
             raise TypeError(f"{strange[0]!r} is not a {type(failed.item).__name__}")
     return options

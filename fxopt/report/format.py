@@ -78,6 +78,14 @@ def outcome(record: PassRecord) -> str:
     return (record.summary or "nothing to do") + refused + why
 
 
+def costs(record: PassRecord) -> tuple[str, ...]:
+    """What a pass that was over a limit costs and brings in single layers."""
+    return tuple(
+        f"{layer}: {relative(error)} of the error, {relative(gain)} of the gain"
+        for layer, (error, gain) in record.details.get("costs", {}).items()
+    )
+
+
 def precisions(candidate: CandidateRecord) -> str:
     """``54 int8, 3 f32``, most frequent first."""
     ranked = sorted(candidate.precisions.items(), key=lambda item: (-item[1], item[0]))

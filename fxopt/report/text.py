@@ -148,6 +148,8 @@ def _texts(report: Report) -> Table:
     for record in report.passes:
         lines = show.shorten(record.refused, _SHOWN)
         _listed(grid, "refused", [f"{record.name}: {line}" for line in lines])
+        costs = show.shorten(show.costs(record), _SHOWN)
+        _listed(grid, "costs most", [f"{record.name}: {line}" for line in costs])
     for region in report.regions:
         fallbacks = show.shorten(region.chosen.fallbacks, _SHOWN)
         _listed(grid, "fell back", [f"{region.name}: {line}" for line in fallbacks])

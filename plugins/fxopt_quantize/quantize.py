@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -16,6 +16,7 @@ from fxopt.plugin import (
     Context,
     Edit,
     Lossy,
+    Milder,
     Pass,
     PassError,
     PassInfo,
@@ -31,7 +32,13 @@ from fxopt_quantize.modules import FakeQuantize, FakeQuantizePerChannel, QuantLa
 from fxopt_quantize.placement import Placement, Site, place
 from fxopt_quantize.ranges import channel_grids
 from fxopt_quantize.rules import Role, operands, role_of
-from fxopt_quantize.sensitivity import Sensitivities, Sensitivity, few_samples, ranked
+from fxopt_quantize.sensitivity import (
+    Sensitivities,
+    Sensitivity,
+    few_samples,
+    ranked,
+    shares,
+)
 from fxopt_quantize.smooth import Smoother
 
 Activations = Literal["auto", "asymmetric", "symmetric"]
@@ -125,10 +132,12 @@ class Quantize(Pass):
             samples=ready.samples,
         )
 
-    def milder(self, program: Program, context: Context) -> Sequence[Pass]:
+    def milder(self, program: Program, context: Context) -> Milder:
         """More and more layers stay in float, those first that cost most for what they save."""
-        names = ranked(self.sensitivities(program, context))
-        return [replace(self, skip=(*self.skip, *names[:count])) for count in range(1, len(names))]
+        found = ranked(self.sensitivities(program, context))
+        names = list(found)
+        options = [replace(self, skip=(*self.skip, *names[:n])) for n in range(1, len(names))]
+        return Milder(options, shares(found))
 
     def sensitivities(self, program: Program, context: Context) -> dict[fx.Node, Sensitivity]:
         """What computing each layer in int8 costs in quality, and how much time it may save.

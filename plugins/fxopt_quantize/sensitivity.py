@@ -120,8 +120,8 @@ class Sensitivities:
         return (2 * bits - 1).to(y.dtype).to(y.device)
 
 
-def ranked(found: Mapping[fx.Node, Sensitivity]) -> list[str]:
-    """Names of the layers, those first that cost most quality for the time they save.
+def ranked(found: Mapping[fx.Node, Sensitivity]) -> dict[str, Sensitivity]:
+    """By names of layers, those first that cost most quality for the time they save.
 
     A layer that is called several times counts with all its calls.
     """
@@ -130,7 +130,15 @@ def ranked(found: Mapping[fx.Node, Sensitivity]) -> list[str]:
         whole = total.setdefault(str(node.target), Sensitivity())
         whole.error += each.error
         whole.saving += each.saving
-    return sorted(total, key=lambda name: -total[name].error / max(total[name].saving, 1.0))
+    order = sorted(total, key=lambda name: -total[name].error / max(total[name].saving, 1.0))
+    return {name: total[name] for name in order}
+
+
+def shares(found: Mapping[str, Sensitivity]) -> dict[str, tuple[float, float]]:
+    """The share of each layer in the squared error, and in the time that is saved."""
+    error = sum(each.error for each in found.values()) or 1.0
+    saving = sum(each.saving for each in found.values()) or 1.0
+    return {name: (each.error / error, each.saving / saving) for name, each in found.items()}
 
 
 def few_samples(program: Program, batches: Iterable[list[Any]]) -> Iterator[tuple[list[Any], int]]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from fxopt.passes import Lossy, PassInfo
+from fxopt.passes import Lossy, Milder, PassInfo
 from fxopt.pipeline import compare
 from fxopt.pipeline.lowering.version import LOSSY_SLACK
-from fxopt.report.format import outcome
+from fxopt.report.format import costs, outcome
 from tests.building import image, small_cnn
 from tests.pipeline.support import Coarsen, ReluModules, outputs, run, same_weights, weights
 
@@ -28,7 +28,8 @@ class Adjustable(Coarsen):
         return super().run(program, context)
 
     def milder(self, program, context):
-        return [type(self)(step) for step in STEPS if step < self.step]
+        steps = [step for step in STEPS if step < self.step]
+        return Milder([type(self)(step) for step in steps], {"head": (1.0, 0.5)})
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,7 @@ def test_the_strongest_setting_that_keeps_the_limit_is_found(runs):
     assert record.drift <= limit
     assert "max_drift" in record.details["milder"]
     assert "milder settings, since otherwise adjustable takes" in outcome(record)
+    assert costs(record) == ("head: 100 % of the error, 50 % of the gain",)
     assert runs == [0.5, 0.15, 0.3, 0.2]
     expected = run([Coarsen(0.15)], program).program
     torch.testing.assert_close(outputs(found.program), outputs(expected), rtol=0, atol=0)
@@ -110,10 +112,17 @@ def broken(self, program, context):
 
 
 def foreign(self, program, context):
-    return [ReluModules()]
+    return Milder([ReluModules()])
 
 
-@pytest.mark.parametrize(("milder", "complaint"), [(broken, "no idea"), (foreign, "ReluModules")])
+def bare(self, program, context):
+    return [self]
+
+
+@pytest.mark.parametrize(
+    ("milder", "complaint"),
+    [(broken, "no idea"), (foreign, "ReluModules"), (bare, "returned a list, not a Milder")],
+)
 def test_a_broken_milder_is_named_and_the_others_run(milder, complaint):
     bad = type("Bad", (Adjustable,), {"milder": milder})
     program = small_cnn()

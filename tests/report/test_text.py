@@ -54,6 +54,15 @@ def test_shows_only_what_is_known():
                             "median,", "+-0", "ms", "recipe", "(no", "pass)"]  # fmt: skip
 
 
+def test_says_which_layers_cost_most():
+    table = {f"layer{i}": (0.5 / (i + 1), 0.01) for i in range(9)}
+    record = PassRecord("quantize", "quantize", False, "applied", details={"costs": table})
+    lines = render_text(Report("net", "cpu", "1x3", "", passes=(record,))).splitlines()
+    assert "  costs most  quantize: layer0: 50 % of the error, 1 % of the gain" in lines
+    assert "              quantize: layer1: 25 % of the error, 1 % of the gain" in lines
+    assert any("and 3 more" in line for line in lines)
+
+
 def test_says_why_a_pass_was_rolled_back():
     record = PassRecord("bad", "bad", True, "rolled back", "output error 0.3 at conv1", 9, 9)
     text = render_text(Report("net", "cpu", "1x3", "", passes=(record,)))

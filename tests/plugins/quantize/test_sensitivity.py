@@ -12,7 +12,7 @@ from fxopt.passes import Calibration, Context
 from fxopt.pipeline import PassManager, plan
 from fxopt.registry import default_registry
 from fxopt_quantize import Quantize
-from fxopt_quantize.sensitivity import few_samples, ranked
+from fxopt_quantize.sensitivity import few_samples, ranked, shares
 from tests.plugins.quantize.support import CPU, quantized, relative
 
 
@@ -94,9 +94,12 @@ def test_the_worst_for_what_they_save_come_first_and_calls_add_up():
     assert [str(node.target) for node in found] == ["twice", "twice", "once"]
     for each, error in zip(found.values(), (1.0, 2.0, 1.4), strict=True):
         each.error = error
-    assert ranked(found) == ["twice", "once"]
+    assert list(ranked(found)) == ["twice", "once"]
+    costs = shares(ranked(found))
+    assert costs["twice"] == pytest.approx((3.0 / 4.4, 2 / 3))
+    assert costs["once"] == pytest.approx((1.4 / 4.4, 1 / 3))
     found[list(found)[2]].error = 1.6  # of half the arithmetic
-    assert ranked(found) == ["once", "twice"]
+    assert list(ranked(found)) == ["once", "twice"]
 
 
 def test_weights_modes_and_gradients_are_as_before():
@@ -151,6 +154,11 @@ def test_a_drift_is_kept_by_leaving_few_layers_in_float():
     assert 1 <= len(skipped) <= 3
     assert record.summary.startswith(f"{7 - len(skipped)} layers int8")
     assert "is allowed" in record.details["milder"]
+    table = record.details["costs"]
+    assert len(table) == 7
+    assert sum(error for error, _ in table.values()) == pytest.approx(1)
+    assert next(iter(table)) == "layers.2"
+    assert table["layers.2"][0] == max(error for error, _ in table.values())
 
 
 def test_a_limit_that_no_layer_keeps():
