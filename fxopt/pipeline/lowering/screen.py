@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from fxopt.pipeline.isolation import Parcel, TrialResult
+from fxopt.pipeline.isolation import Isolation, Parcel, TrialResult
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
 from fxopt.pipeline.lowering.version import Version
@@ -53,10 +53,17 @@ def screen(
             if version.name not in parcels:
                 parcels[version.name] = stack.enter_context(pack(version, job))
             _try(candidate, parcels[version.name], [*candidates, *rivals], job)
+            _part_with_beaten(candidates, rivals, job.isolation)
+
+
+def _part_with_beaten(
+    candidates: Sequence[Candidate], rivals: Sequence[Candidate], isolation: Isolation
+) -> None:
+    """Finds out who is beaten by now: each that the worker keeps takes memory."""
     for candidate in candidates:
         limit = _limit(candidate, [*candidates, *rivals])
         candidate.beaten = limit < _milliseconds(candidate) < math.inf
-    job.isolation.forget([candidate.key for candidate in candidates if not candidate.hopeful])
+    isolation.forget([candidate.key for candidate in candidates if not candidate.hopeful])
 
 
 def screen_again(candidates: Sequence[Candidate], job: LoweringJob) -> None:
