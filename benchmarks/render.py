@@ -38,7 +38,7 @@ def render(results: Results) -> str:
     """The whole page."""
     sections = [
         ["# Latency", f"`benchmarks/latency.py` on {machine_text(results.machine)}.", INTRODUCTION],
-        _revisions(results),
+        [*_revisions(results), *results.notes],
         ["## fxopt against the best rival", RULES, *_verdicts(summaries(results))],
         _peak(results),
         _compile_times(results),

@@ -61,11 +61,13 @@ class Results:
         machine: Where it ran, see ``machine.py``.
         rows: The candidates, in the order in which they were built.
         peaks: What the machine can do, see ``peak.py``.
+        notes: What else a reader should know of the run, written into the file by hand.
     """
 
     machine: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     peaks: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def cases(self) -> list[tuple[str, int]]:
         """Models and batch sizes, in the order in which they were run."""
@@ -101,4 +103,5 @@ class Results:
 
 def load(path: Path) -> Results:
     stored = json.loads(path.read_text())
-    return Results(stored["machine"], [Row(**row) for row in stored["rows"]], stored["peaks"])
+    rows = [Row(**row) for row in stored["rows"]]
+    return Results(stored["machine"], rows, stored["peaks"], stored.get("notes", []))
