@@ -207,3 +207,18 @@ def test_a_winner_is_tuned(model, x, plugins):
     assert region.chosen.backend == "tunable tuned"
     assert tried["tunable"].milliseconds > region.chosen.milliseconds
     assert "output error" in tried["tunable tuned wrong"].reason
+
+
+def test_a_backend_that_fails_to_say_what_else_to_try_may_still_win(model, x, plugins):
+    @dataclass(frozen=True)
+    class Speechless(Tunable):
+        info = BackendInfo("speechless", ("cpu",))
+
+        def tunings(self, program, inputs, target, milliseconds):
+            raise RuntimeError("no idea")
+
+    plugins(backends=[Speechless])
+    lines = []
+    fast = fxopt.optimize(model, (x,), backends=["speechless"], progress=lines.append)
+    assert fast.report.regions[0].chosen.backend == "tunable"  # its label
+    assert [line for line in lines if "cannot say what else to try: RuntimeError: no idea" in line]

@@ -179,10 +179,12 @@ class Isolation:
             except WorkerDiedError as error:
                 turn = error.stage.removeprefix(TURN)
                 return RaceResult(culprit=turn if turn in keys else "", reason=error.reason)
+            except OSError as error:  # the worker is gone, and no other can be started
+                return RaceResult(reason=str(error))
 
     def forget(self, keys: Sequence[str]) -> None:
         """Lets go of what the worker has kept under these keys."""
-        with self._turn, contextlib.suppress(WorkerDiedError):
+        with self._turn, contextlib.suppress(WorkerDiedError, OSError):
             held = [key for key in keys if self.holds(key)]
             if held:
                 self._held.kept.difference_update(held)

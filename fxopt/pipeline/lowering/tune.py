@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fxopt.pipeline.assignment import whole
-from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.candidate import Candidate, describe
 from fxopt.pipeline.lowering.job import LoweringJob
 
 # What its backend's further settings may make up for.
@@ -44,5 +44,9 @@ def _tuned(leader: Candidate, job: LoweringJob) -> list[Candidate]:
         return []
     backend, program = leader.assignment.shares[0].backend, leader.version.program
     inputs = [value for value in job.examples[0] if isinstance(value, torch.Tensor)]
-    found = backend.tunings(program, inputs, job.target, leader.median)
+    try:
+        found = backend.tunings(program, inputs, job.target, leader.median)
+    except Exception as failure:  # noqa: BLE001 - a plugin may raise anything; it is reported
+        job.progress(f"{backend.label} cannot say what else to try: {describe(failure)}")
+        return []
     return [Candidate(leader.version, whole(each)) for each in found]
