@@ -105,10 +105,14 @@ class DividedExecutable(OpenVINOExecutable):
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
         parts = list(zip(self._parts(inputs), self._parts(outputs), strict=True))
         requests = [self._take() for _ in parts]
-        for request, (given, wanted) in zip(requests, parts, strict=True):
-            self._bind(request, given, wanted)
-            request.start_async()
-        failures = [failure for request in requests if (failure := _waited(request))]
+        started: list[openvino.InferRequest] = []
+        try:
+            for request, (given, wanted) in zip(requests, parts, strict=True):
+                self._bind(request, given, wanted)
+                request.start_async()
+                started.append(request)
+        finally:  # what runs uses the caller's memory, also where the next one cannot start
+            failures = [failure for request in started if (failure := _waited(request))]
         if failures:
             raise failures[0]
         for request, (_, wanted) in zip(requests, parts, strict=True):
