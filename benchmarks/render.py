@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from duel import CLOSE
 from machine import machine_text
 from peak import shares
 from rows import OWN, RIVAL, Results, Row
 from tabulate import tabulate
 from verdicts import ERROR_TOLERANCE, LIMITS, Summary, Verdict, summaries
 
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 Weights are random, batch norm statistics too; every int8 tool calibrates on the test input. \
 All candidates of a model are built first and then timed in turns, in bursts, with a pause before \
 each, so that no candidate's spinning threads slow the next one. fxopt's rows and the rivals \
 within 1.3 times the fastest of their precision are then timed again without the others, in four \
-to eight times as many turns, the more the shorter a call: their figures are from there. Medians \
+to eight times as many turns, the more the shorter a call: their figures are from there. Where \
+their ratio is then between {CLOSE[0]:.2f} and {CLOSE[1]:.2f}, fxopt and its best rival are timed \
+alone for up to 60 turns: the ratio is from this duel, the milliseconds are not. Medians \
 in milliseconds; +- is half the distance between the quartiles; error is the relative output \
 error against eager fp32. The machine is virtual, and may run at half \
 its speed for seconds: that is taken out by a median polish of the turns \

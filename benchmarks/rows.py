@@ -32,6 +32,7 @@ class Row:
         remark: Why there is no latency.
         report: Of fxopt: what its report says of passes and regions.
         revision: Commit of fxopt that the case ran on; empty where it is not known.
+        duels: Of fxopt: its latency over that of a rival that it was timed against alone.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Row:
     remark: str = ""
     report: dict[str, Any] = field(default_factory=dict)
     revision: str = ""
+    duels: dict[str, float] = field(default_factory=dict)
 
     @property
     def measured(self) -> bool:

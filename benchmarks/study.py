@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from cold import empty_caches
+from duel import duel
 from own import Own, own_name
 from rivals import RIVALS, Builder, Call, Rival, timed
 from rivals.inductor import Compiled
@@ -123,6 +124,7 @@ def run(name: str, batch: int, options: Options, folder: Path) -> list[Row]:
     ready = {candidate: calls[candidate] for candidate in outputs}
     _check_compiled(rows, ready)
     _time(rows, ready, options.rounds)
+    duel(list(rows.values()), ready)
     for candidate, call in ready.items():
         if isinstance(call, Own):
             rows[candidate].report = call.report()

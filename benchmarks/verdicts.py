@@ -46,7 +46,10 @@ class Verdict:
         return self.against(self.best)
 
     def against(self, rival: Row | None) -> float | None:
-        return None if rival is None else self.own.milliseconds / rival.milliseconds
+        """fxopt's latency over the rival's: of their duel, if they had one."""
+        if rival is None:
+            return None
+        return self.own.duels.get(rival.candidate, self.own.milliseconds / rival.milliseconds)
 
 
 @dataclass(frozen=True)

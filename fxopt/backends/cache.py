@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import torch
 
@@ -12,6 +13,14 @@ Key = tuple[tuple[torch.Size, torch.dtype], ...]
 
 LIMIT = 8  # sets of shapes whose code is kept at a time
 _PERIOD = 1000  # lookups after which what was counted so far counts half
+
+
+@dataclass
+class _Code:
+    """Compiled code, and how often it was asked for."""
+
+    executable: Executable
+    uses: int
 
 
 class CodeCache:
@@ -26,8 +35,8 @@ class CodeCache:
     """
 
     def __init__(self) -> None:
-        self._codes: dict[Key, Executable] = {}
-        self._uses: Counter[Key] = Counter()
+        self._codes: dict[Key, _Code] = {}
+        self._refused: Counter[Key] = Counter()
         self._lookups = 0
         self._newest: Executable | None = None
 
@@ -41,31 +50,40 @@ class CodeCache:
 
     def find(self, key: Key) -> Executable | None:
         """The code for these shapes, and a use counted for them."""
-        self._uses[key] += 1
         self._lookups += 1
         if self._lookups >= _PERIOD:
             self._age()
-        return self._codes.get(key)
+        found = self._codes.get(key)
+        if found is None:
+            self._refused[key] += 1
+            return None
+        found.uses += 1
+        return found.executable
 
     def holds(self, key: Key) -> Executable | None:
         """The code for these shapes; not a use."""
-        return self._codes.get(key)
+        found = self._codes.get(key)
+        return None if found is None else found.executable
 
     def admits(self, key: Key) -> bool:
         """Whether code for these shapes is worth compiling."""
-        return len(self._codes) < LIMIT or self._uses[key] > self._uses[self._least()]
+        return len(self._codes) < LIMIT or self._refused[key] > self._codes[self._least()].uses
 
-    def add(self, key: Key, code: Executable) -> None:
+    def add(self, key: Key, executable: Executable) -> None:
         """Keeps code; where there is no room, that for the least used shapes goes."""
         while len(self._codes) >= LIMIT:
-            del self._codes[self._least()]
-        self._codes[key] = self._newest = code
+            least = self._least()
+            self._refused[least] = self._codes.pop(least).uses
+        self._codes[key] = _Code(executable, self._refused.pop(key, 0))
+        self._newest = executable
 
     def _least(self) -> Key:
         # a list: another thread may add to the dict meanwhile
-        return min(list(self._codes), key=self._uses.__getitem__)
+        return min(list(self._codes.items()), key=lambda item: item[1].uses)[0]
 
     def _age(self) -> None:
-        halved = {key: count // 2 for key, count in list(self._uses.items())}
-        self._uses = Counter({key: count for key, count in halved.items() if count})
+        for code in list(self._codes.values()):
+            code.uses //= 2
+        halved = {key: count // 2 for key, count in list(self._refused.items())}
+        self._refused = Counter({key: count for key, count in halved.items() if count})
         self._lookups = 0

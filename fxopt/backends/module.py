@@ -50,20 +50,40 @@ class LoweredModule(LeafModule):
         self._program = program
         self._backend = backend
         self._target = target
+        self._check: Callable[..., None] = _accept
         self._reset()
         self.register_load_state_dict_post_hook(_forget)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if self.training or (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+        if self.training or (torch.is_grad_enabled() and _ask_for_gradients(inputs)):
+            self._check(*inputs)
             outputs: tuple[torch.Tensor, ...] = self.fxopt_source(*inputs)
             return outputs
-        key = tuple((t.shape, t.dtype) for t in inputs)
+        key = self._key(inputs)
         code = self._compiled.find(key)
         if code is None:
+            self._check(*inputs)
             if not self._compiled.admits(key):
                 return self._run_source(*inputs)
             code = self._compile(key, inputs)
         return code(*inputs)
+
+    def _key(self, inputs: tuple[torch.Tensor, ...]) -> Key:
+        try:
+            return tuple([(t.shape, t.dtype) for t in inputs])
+        except AttributeError:  # no tensors
+            self._check(*inputs)
+            raise
+
+    def check_with(self, check: Callable[..., None]) -> None:
+        """Has ``check`` look at the inputs before anything is compiled for them, or runs as torch.
+
+        Where code was compiled for inputs of such shapes and dtypes, they have passed.
+
+        Args:
+            check: Raises where inputs do not fit.
+        """
+        self._check = check
 
     def _run_source(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if not self._warned:
@@ -90,7 +110,7 @@ class LoweredModule(LeafModule):
 
     def executable(self, *inputs: torch.Tensor) -> Executable:
         """The code for inputs of these shapes, compiled on first use."""
-        key = tuple((t.shape, t.dtype) for t in inputs)
+        key = self._key(inputs)
         found = self._compiled.holds(key)
         return found if found is not None else self._compile(key, inputs)
 
@@ -129,10 +149,19 @@ class LoweredModule(LeafModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> LoweredModule:
         twin = LoweredModule(self._program.clone(), self._backend, self._target)
         memo[id(self)] = twin
+        twin.check_with(self._check)
         return twin.train(self.training)
 
     def extra_repr(self) -> str:
         return f"backend={self._backend.label}"
+
+
+def _accept(*inputs: object) -> None:
+    """The check of a module within a graph whose inputs were checked at its entrance."""
+
+
+def _ask_for_gradients(inputs: tuple[torch.Tensor, ...]) -> bool:
+    return any(isinstance(t, torch.Tensor) and t.requires_grad for t in inputs)
 
 
 def _forget(module: nn.Module, _keys: object) -> None:

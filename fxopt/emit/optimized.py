@@ -95,13 +95,24 @@ def guarded(program: Program, names: Sequence[str] = ()) -> tuple[nn.Module, fx.
     for name, buffer in program.module.named_buffers(recurse=False):
         persistent = name not in program.module._non_persistent_buffers_set
         root.register_buffer(name, buffer, persistent=persistent)
-    root.add_module(_GUARD, InputGuard(program))
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    if placeholders:
-        with graph.inserting_after(placeholders[-1]):
-            graph.call_module(_GUARD, tuple(placeholders))
+    _add_guard(root, graph, InputGuard(program))
     adopt_signature(graph, program.signature, names)
     return root, graph
+
+
+def _add_guard(root: nn.Module, graph: fx.Graph, guard: InputGuard) -> None:
+    """Checks the inputs first: in the region that takes them all, or else in a node of its own."""
+    placeholders = tuple(node for node in graph.nodes if node.op == "placeholder")
+    takers = list(placeholders[-1].users) if placeholders else []
+    if len(takers) == 1 and takers[0].args == placeholders and takers[0].op == "call_module":
+        region = root.get_submodule(takers[0].target)
+        if isinstance(region, LoweredModule):
+            region.check_with(guard.forward)
+            return
+    root.add_module(_GUARD, guard)
+    if placeholders:
+        with graph.inserting_after(placeholders[-1]):
+            graph.call_module(_GUARD, placeholders)
 
 
 class PythonModel(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,14 @@ import torch
 from fxopt.plugin import BackendError, Executable, Kernel, Tensors
 from fxopt_openvino.kernels import HEAVY, find_kernels
 from fxopt_openvino.relayed import find_relayed
-from fxopt_openvino.tensors import to_openvino, to_torch_dtype
+from fxopt_openvino.request import BoundRequest
+from fxopt_openvino.tensors import to_torch_dtype
 
 if TYPE_CHECKING:
     import openvino
+
+_SMALL = 1 << 17
+"""Bytes of an output that are copied in less time than it takes to bind it."""
 
 
 class OpenVINOExecutable(Executable):
@@ -42,31 +47,25 @@ class OpenVINOExecutable(Executable):
             for output in self._compiled.outputs
         ]
         self._relayed = find_relayed(model)
-        self._idle: list[openvino.InferRequest] = [self._compiled.create_infer_request()]
+        self._small = frozenset(
+            index
+            for index, (shape, dtype) in enumerate(self._outputs)
+            if index not in self._relayed and math.prod(shape) * dtype.itemsize <= _SMALL
+        )
+        self._idle = [self._new_request()]
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # OpenVINO does not keep alive what it shares: the lists do, until the call is over.
-        dense = [tensor.detach().contiguous() for tensor in inputs]
+        dense = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in inputs]
         outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs]
         self._run(dense, outputs)
         return tuple(outputs)
 
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
         request = self._take()
-        self._bind(request, inputs, outputs)
-        request.infer(share_outputs=True)
-        self._release(request, outputs)
-
-    def _bind(self, request: openvino.InferRequest, inputs: Tensors, outputs: Tensors) -> None:
-        for index, tensor in enumerate(inputs):
-            request.set_input_tensor(index, to_openvino(tensor))
-        for index, tensor in enumerate(outputs):
-            if index not in self._relayed:
-                request.set_output_tensor(index, to_openvino(tensor))
-
-    def _release(self, request: openvino.InferRequest, outputs: Tensors) -> None:
-        for index in self._relayed:
-            outputs[index].copy_(torch.from_numpy(request.get_output_tensor(index).data))
+        request.bind(inputs, outputs)
+        request.infer()
+        request.deliver(outputs)
         self._idle.append(request)
 
     def kernels(self) -> tuple[Kernel, ...]:
@@ -77,11 +76,14 @@ class OpenVINOExecutable(Executable):
         """How many of the convolutions, matrix products and the like run in which precision."""
         return Counter(kernel.precision for kernel in self.kernels() if kernel.kind in HEAVY)
 
-    def _take(self) -> openvino.InferRequest:
+    def _take(self) -> BoundRequest:
         try:
             return self._idle.pop()  # one operation of the interpreter, so it needs no lock
         except IndexError:
-            return self._compiled.create_infer_request()
+            return self._new_request()
+
+    def _new_request(self) -> BoundRequest:
+        return BoundRequest(self._compiled, self._small, self._relayed)
 
 
 class DividedExecutable(OpenVINOExecutable):
@@ -105,24 +107,25 @@ class DividedExecutable(OpenVINOExecutable):
     def _run(self, inputs: Tensors, outputs: Tensors) -> None:
         parts = list(zip(self._parts(inputs), self._parts(outputs), strict=True))
         requests = [self._take() for _ in parts]
-        started: list[openvino.InferRequest] = []
+        started: list[BoundRequest] = []
         try:
             for request, (given, wanted) in zip(requests, parts, strict=True):
-                self._bind(request, given, wanted)
-                request.start_async()
+                request.bind(given, wanted)
+                request.start()
                 started.append(request)
         finally:  # what runs uses the caller's memory, also where the next one cannot start
             failures = [failure for request in started if (failure := _waited(request))]
         if failures:
             raise failures[0]
         for request, (_, wanted) in zip(requests, parts, strict=True):
-            self._release(request, wanted)
+            request.deliver(wanted)
+            self._idle.append(request)
 
     def _parts(self, tensors: Tensors) -> list[tuple[torch.Tensor, ...]]:
         return list(zip(*(tensor.chunk(self._streams) for tensor in tensors), strict=True))
 
 
-def _waited(request: openvino.InferRequest) -> Exception | None:
+def _waited(request: BoundRequest) -> Exception | None:
     """Waits; the others still use the caller's memory, so a failure is not raised at once."""
     try:
         request.wait()

@@ -165,6 +165,15 @@ def test_wrong_inputs_are_told(emitted, call, bad, says):
         emitted(bad, **call[1])
 
 
+def test_a_region_of_the_whole_model_checks_the_inputs_itself(emitted, call):
+    targets = [node.target for node in emitted.graph.nodes if node.op == "call_module"]
+    assert targets[0] == (REGION if emitted.lowered() else "fxopt_guard")
+    twin = copy.deepcopy(emitted).train()
+    for module in (emitted, twin):
+        with pytest.raises(InputError, match="float64 is expected"):
+            module(torch.randn(3, 4, requires_grad=True), **call[1])
+
+
 def test_no_report_is_an_error_of_ours(emitted):
     with pytest.raises(FxoptError, match="no report"):
         _ = emitted.report
