@@ -48,19 +48,20 @@ def rows_of(name: str, model: nn.Module, images: Images) -> Iterator[list[object
     latencies = measure(calls)
     before = images.accuracy(model)
     for label, (module, precisions) in scored.items():
-        after, error = images.accuracy(module), _error(module, model, images.x[:500])
+        after, error = images.accuracy(module), output_error(module, model, images.x[:500])
         milliseconds = latencies[label].median
         drop, count = before - after, len(images.x)
         yield [name, label, after, drop, count, error, milliseconds, precisions]
 
 
-def quantized(model: nn.Module, images: Images) -> Program:
-    """What the passes make of a model."""
+def quantized(model: nn.Module, images: Images, **settings: object) -> Program:
+    """What the passes make of a model, ``quantize`` with ``settings``."""
     program = capture_program(model, (images.calibration[:2],), {}).clone()
     calibration = Calibration(images.batches(), program.signature)
     context = Context(find_target("cpu"), [[images.calibration[:2]]], calibration=calibration)
     for name in PASSES:
-        default_registry().passes[name]().run(program, context)
+        given = settings if name == "quantize" else {}
+        default_registry().passes[name](**given).run(program, context)
     return program
 
 
@@ -106,25 +107,37 @@ def _call(module: nn.Module, x: torch.Tensor) -> Callable[[], object]:
     return call
 
 
-def _error(module: nn.Module, original: nn.Module, x: torch.Tensor) -> float:
+def output_error(module: nn.Module, original: nn.Module, x: torch.Tensor) -> float:
+    """Relative to the original's outputs."""
     with torch.no_grad():
         expected = original(x)
         return float((module(x) - expected).norm() / expected.norm())
 
 
+def load(name: str, cache: Path) -> Iterator[tuple[str, nn.Module, Images]]:
+    """A trained model and its data; in folds where images are few."""
+    if name == "efficientnet_lite0":
+        model, folds = efficientnet_lite0()
+        for i, fold in enumerate(folds):
+            yield f"{name}, fold {i}", model, fold
+    else:
+        yield name, *fashion(name, cache)
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """The option that says where trained nets are kept."""
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "fxopt-benchmarks")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=[*FASHION_NETS, "efficientnet_lite0"])
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "fxopt-benchmarks")
+    add_cache(parser)
     options = parser.parse_args()
     rows: list[list[object]] = []
-    for name in options.models:
-        if name == "efficientnet_lite0":
-            model, folds = efficientnet_lite0()
-            for i, fold in enumerate(folds):
-                rows += rows_of(f"{name}, fold {i}", model, fold)
-        else:
-            rows += rows_of(name, *fashion(name, options.cache))
+    for model_name in options.models:
+        for name, model, images in load(model_name, options.cache):
+            rows += rows_of(name, model, images)
     print(f"torch {torch.__version__}, passes {', '.join(PASSES)}; output error against fp32")
     print(tabulate(rows, headers=HEADERS, floatfmt=".3f", tablefmt="github"))
 

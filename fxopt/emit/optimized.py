@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import fx, nn
+from torch.fx.graph import PythonCode
 
 from fxopt.backends import LoweredModule
 from fxopt.emit.calling import adopt_signature
@@ -30,6 +31,14 @@ class OptimizedModule(fx.GraphModule):
     It is meant for inference. In training mode, or where a gradient is asked for, lowered regions
     run as the torch program that they were lowered from.
     """
+
+    def recompile(self) -> PythonCode:
+        """Makes ``forward`` anew after a change of the graph."""
+        code = super().recompile()
+        # fx wraps each call, to print the generated line that raised; our errors say more, and
+        # the wrapper takes 10 microseconds where the caches are cold.
+        type(self).__call__ = nn.Module.__call__  # type: ignore[method-assign]
+        return code
 
     @property
     def report(self) -> Report:

@@ -32,9 +32,13 @@ class LayerFactory:
 
     What is tied stays tied: a layer called twice gives one module, and layers that share their
     weights give modules that share theirs.
+
+    Args:
+        bits: Of the weights.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int = 8) -> None:
+        self._bits = bits
         self._layers: dict[nn.Module, QuantLayer] = {}
         self._weights: dict[tuple[torch.Tensor, int], QuantizedWeight] = {}
 
@@ -55,5 +59,5 @@ class LayerFactory:
     def _weight(self, weight: torch.Tensor, axis: int) -> QuantizedWeight:
         key = (weight, axis)  # tensors are hashed by identity
         if key not in self._weights:
-            self._weights[key] = quantize_weight(weight, axis)
+            self._weights[key] = quantize_weight(weight, axis, self._bits)
         return self._weights[key]

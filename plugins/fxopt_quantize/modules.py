@@ -36,6 +36,11 @@ class FakeQuantize(LeafModule):
         self.scale = scale
         self.zero_point = zero_point
 
+    @property
+    def largest(self) -> float:
+        """The largest of the values."""
+        return (QMAX - self.zero_point) * self.scale
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, QMIN, QMAX)
 
@@ -124,13 +129,13 @@ class QuantConv(QuantLayer):
             "groups": conv.groups,
         }
         self.padding_mode = conv.padding_mode
-        self._pads = list(conv._reversed_padding_repeated_twice)
+        self.pads = list(conv._reversed_padding_repeated_twice)
         self._described = str(conv.extra_repr())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         settings = self.settings
         if self.padding_mode != "zeros":
-            x = F.pad(x, self._pads, mode=self.padding_mode)
+            x = F.pad(x, self.pads, mode=self.padding_mode)
             settings = {**settings, "padding": 0}
         convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[self.weight_int8.dim() - 3]
         output: torch.Tensor = convolve(x, self.weight, self.bias, **settings)

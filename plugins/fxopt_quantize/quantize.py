@@ -23,12 +23,16 @@ from fxopt.plugin import (
     PassResult,
     Program,
 )
+from fxopt_quantize.adaround import adaround
 from fxopt_quantize.bias import BiasErrors
 from fxopt_quantize.calibrate import Observer, Watch, observe, values_of
 from fxopt_quantize.calibrators import Calibrator, activation_grid, new_observer
+from fxopt_quantize.equalize import Equalization, Equalizer, bound_of
+from fxopt_quantize.gptq import gptq
 from fxopt_quantize.histogram import ChannelRange
 from fxopt_quantize.layers import LayerFactory, refusal
 from fxopt_quantize.modules import FakeQuantize, FakeQuantizePerChannel, QuantLayer
+from fxopt_quantize.moments import InputMoments
 from fxopt_quantize.placement import Placement, Site, place
 from fxopt_quantize.ranges import channel_grids
 from fxopt_quantize.rules import Role, operands, role_of
@@ -40,9 +44,13 @@ from fxopt_quantize.sensitivity import (
     shares,
 )
 from fxopt_quantize.smooth import Smoother
+from fxopt_quantize.weights import largest_integer
 
 Activations = Literal["auto", "asymmetric", "symmetric"]
 Depthwise = Literal["tensor", "channel"]
+Rounding = Literal["nearest", "gptq", "adaround"]
+
+_EPSILON = 1e-6  # relative; what float32 makes of a grid that ends at a bound
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,14 @@ class Quantize(Pass):
         smoothing: How much of the outliers in single channels of what layer norms yield moves to
             the weights behind them (the migration strength of Xiao et al. 2023), from 0, nothing,
             to 1; takes a further run over the calibration data.
+        equalization: Whether factors move between the channels of layers in a row before anything
+            is rounded: ``weights`` balances the weights of both (Nagel et al. 2019), which needs
+            no data, ``activations`` what the calibration data show between them.
+        weight_bits: How fine weights are, from 2 to 8; they take a byte each all the same.
+        rounding: Which integer a weight becomes: the ``nearest`` one, or one by which the outputs
+            on the calibration data err less, by ``gptq`` (Frantar et al. 2023) or ``adaround``
+            (Nagel et al. 2020, up to minutes a layer), which take a further run over the data.
+            Transposed convolutions get the nearest one.
         bias_correction: Whether biases make up for the shift that rounding gives to the mean of a
             layer's outputs (Nagel et al. 2019); takes a second run over the calibration data.
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
@@ -83,6 +99,9 @@ class Quantize(Pass):
     depthwise: Depthwise = "tensor"
     samples: int = 256
     smoothing: float = 0.0
+    equalization: Equalization = "off"
+    weight_bits: int = 8
+    rounding: Rounding = "nearest"
     bias_correction: bool = True
     skip: tuple[str, ...] = ()
 
@@ -99,6 +118,8 @@ class Quantize(Pass):
             raise ValueError(f"samples={self.samples} must be at least 1")
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile={self.percentile} must be over 50 and at most 100")
+        if not 2 <= self.weight_bits <= 8:
+            raise ValueError(f"weight_bits={self.weight_bits} must be between 2 and 8")
         if not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing={self.smoothing} must be between 0 and 1")
 
@@ -113,18 +134,22 @@ class Quantize(Pass):
             CalibrationError: There are no calibration data, or they cannot be used.
             PassError: ``skip`` names a layer that does not exist.
         """
+        if self.equalization != "off":
+            self._equalize(program, context)
         ready = self._prepare(program, context)
+        if self.rounding != "nearest":
+            self._round_weights(program, context, ready)
         if self.bias_correction:
             self._correct_biases(program, context, ready)
         with program.edit() as edit:
             for node, reason in ready.refused.items():
                 edit.refuse(node, reason)
-            _round_activations(edit, ready.placement, ready.roundings)
+            _round_activations(edit, program, ready.placement, ready.roundings)
             for node, layer in ready.layers.items():
                 edit.replace(node, layer, *node.args, **node.kwargs)
         count, kind = len(ready.layers), self.calibrator
         return edit.result(
-            f"{count} layers int8, per channel, {kind} of {ready.samples} samples",
+            f"{count} layers int8{self._weights()}, per channel, {kind} of {ready.samples} samples",
             layers=count,
             float_layers=len(ready.refused),
             activations=len(ready.placement.sites),
@@ -169,7 +194,7 @@ class Quantize(Pass):
         roundings = {
             site.value: self._rounding(site, observers[site.value]) for site in placement.sites
         }
-        factory = LayerFactory()
+        factory = LayerFactory(self.weight_bits)
         layers = {node: factory.quantized(program.leaf(node)) for node in placement.layers}
         return _Ready(refused, placement, roundings, layers, seen)
 
@@ -188,6 +213,14 @@ class Quantize(Pass):
             task=task,
         )
 
+    def _equalize(self, program: Program, context: Context) -> None:
+        refused = self._refused(program)
+        equalizer = Equalizer(program, [node for node in _layers(program) if node not in refused])
+        if self.equalization == "activations" and equalizer.links:
+            self._observe(program, context, equalizer, "equalizing")
+        if self.equalization != "off":
+            equalizer.equalize(self.equalization)
+
     def _smooth(self, program: Program, context: Context, placement: Placement) -> None:
         smoother = Smoother(program, placement.layers)
         if smoother:
@@ -204,6 +237,22 @@ class Quantize(Pass):
             observer, self.calibrator, symmetric=site.symmetric, percentile=self.percentile
         )
         return FakeQuantize(grid.scale, grid.zero_point)
+
+    def _round_weights(self, program: Program, context: Context, ready: _Ready) -> None:
+        choose = {"gptq": gptq, "adaround": adaround}[self.rounding]
+        moments = InputMoments(ready.layers, dict(_inputs(ready)))
+        self._observe(program, context, moments, "gathering moments")
+        weights = {node: program.leaf(node).get_parameter("weight") for node in ready.layers}
+        with torch.no_grad():
+            for done, each in enumerate(moments.found(weights), start=1):
+                limit = largest_integer(self.weight_bits)
+                each.put(choose(each.weight, each.scale, each.moments, limit))
+                context.progress(f"rounding by {self.rounding}: {done} of {len(moments)} weights")
+
+    def _weights(self) -> str:
+        """What is unusual about the weights."""
+        bits = "" if self.weight_bits == 8 else f" with {self.weight_bits}-bit weights"
+        return bits + ("" if self.rounding == "nearest" else f" by {self.rounding}")
 
     def _correct_biases(self, program: Program, context: Context, ready: _Ready) -> None:
         with torch.no_grad():
@@ -278,12 +327,22 @@ def _observers(placement: Placement, calibrator: Calibrator) -> dict[fx.Node, Ob
 
 
 def _round_activations(
-    edit: Edit, placement: Placement, roundings: Mapping[fx.Node, nn.Module]
+    edit: Edit, program: Program, placement: Placement, roundings: Mapping[fx.Node, nn.Module]
 ) -> None:
     for site in placement.sites:
-        rounded = edit.call(roundings[site.value], site.value, before=site.takers[0])
+        rounding = roundings[site.value]
+        source = _without_bound(program, site.value, rounding)
+        rounded = edit.call(rounding, source, before=site.takers[0])
         for taker in site.takers:
             _swap_input(edit, taker, site.value, rounded)
+
+
+def _without_bound(program: Program, node: fx.Node, rounding: nn.Module) -> fx.Node:
+    """What is bounded, where rounding cuts off at least as much."""
+    bound = bound_of(program, node)
+    if bound is None or not isinstance(rounding, FakeQuantize):
+        return node
+    return bound[0] if rounding.largest <= bound[1] * (1 + _EPSILON) else node
 
 
 def _inputs(ready: _Ready) -> Iterator[tuple[fx.Node, nn.Module]]:

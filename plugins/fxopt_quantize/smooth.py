@@ -87,7 +87,7 @@ def _divide(norm: Any, factors: torch.Tensor) -> None:
 
 
 def _smoothings(program: Program, layers: set[fx.Node]) -> Iterator[Smoothing]:
-    used = _uses(program)
+    used = parameter_uses(program)
     for node in program.nodes:
         users = tuple(node.users)
         if node.op != "call_module" or not users or not layers.issuperset(users):
@@ -104,7 +104,7 @@ def _is_norm(leaf: nn.Module) -> bool:
     return single and leaf.weight is not None
 
 
-def _uses(program: Program) -> Mapping[torch.Tensor, int]:
+def parameter_uses(program: Program) -> Mapping[torch.Tensor, int]:
     """How many nodes use each parameter."""
     found: Counter[torch.Tensor] = Counter()
     for node in program.nodes:

@@ -1,0 +1,56 @@
+"""Ranges and factors per channel of a layer's weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+Layer = Any
+"""A linear layer, convolution, or transposed convolution without groups."""
+
+
+def output_ranges(layer: Layer) -> torch.Tensor:
+    """The largest magnitude among the weights of each output channel."""
+    return _matrices(layer).abs().amax((2, 3)).flatten()
+
+
+def input_ranges(layer: Layer) -> torch.Tensor:
+    """The largest magnitude among the weights of each input channel."""
+    return _matrices(layer).abs().amax((1, 3)).flatten()
+
+
+def divide_outputs(layer: Layer, factors: torch.Tensor) -> None:
+    """Divides what each output channel yields, by changing weights and bias in place."""
+    shape = [1] * layer.weight.dim()
+    shape[1 if _is_transposed(layer) else 0] = -1
+    layer.weight.div_(factors.view(shape))
+    if layer.bias is not None:
+        layer.bias.div_(factors)
+
+
+def multiply_inputs(layer: Layer, factors: torch.Tensor) -> None:
+    """Makes up for inputs that were divided, by changing weights in place."""
+    weight, groups = layer.weight, _groups(layer)
+    if _is_transposed(layer):
+        each = factors[:, None]
+    else:  # the row of an output channel meets the inputs of its group alone
+        each = factors.view(groups, -1).repeat_interleave(len(weight) // groups, dim=0)
+    weight.mul_(each.view(*each.shape, *[1] * (weight.dim() - 2)))
+
+
+def _matrices(layer: Layer) -> torch.Tensor:
+    """The weights as (groups, outputs of each, inputs of each, size of the kernel)."""
+    weight: torch.Tensor = layer.weight.detach()
+    weight = weight.transpose(0, 1) if _is_transposed(layer) else weight
+    outputs, inputs = weight.shape[:2]
+    return weight.reshape(_groups(layer), outputs // _groups(layer), inputs, -1)
+
+
+def _groups(layer: Layer) -> int:
+    return int(getattr(layer, "groups", 1))
+
+
+def _is_transposed(layer: Layer) -> bool:
+    return isinstance(layer, nn.modules.conv._ConvTransposeNd)

@@ -1,0 +1,137 @@
+"""Second moments of what layers take: how much an error of their weights costs.
+
+A layer that computes W x instead errs by E x where its weights err by E, so that the mean squared
+error of an output is e H e', with e its row of E and H the mean of x x'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fxopt_quantize.modules import QuantConv, QuantLayer, QuantLinear
+
+# Columns of a batch that are enough: neighbours in an image are alike, and there are more batches.
+_COLUMNS = 1 << 14
+
+
+@dataclass
+class Reconstruction:
+    """What it takes to choose the integers of some weights by what they do to outputs.
+
+    Attributes:
+        layers: The layers that have these weights; more than one if they are tied.
+        weight: In float, as (groups, outputs of a group, inputs of a group and kernel).
+        scale: Of each output, as (groups, outputs of a group, 1).
+        moments: The mean of x x', as (groups, inputs and kernel, inputs and kernel).
+    """
+
+    layers: list[QuantLayer]
+    weight: torch.Tensor
+    scale: torch.Tensor
+    moments: torch.Tensor
+
+    def put(self, values: torch.Tensor) -> None:
+        """Gives all layers new integers, in the shape of ``weight``."""
+        integers = values.to(torch.int8).reshape(self.layers[0].weight_int8.shape)
+        for layer in self.layers:
+            layer.weight_int8 = integers
+
+
+class InputMoments:
+    """Watches layers in float, and gathers the moments of what their int8 counterparts take.
+
+    Transposed convolutions are left out.
+
+    Args:
+        layers: The counterparts, by the nodes of the layers.
+        roundings: What rounds the input of each.
+    """
+
+    def __init__(
+        self, layers: Mapping[fx.Node, QuantLayer], roundings: Mapping[fx.Node, nn.Module]
+    ) -> None:
+        self._layers = {n: q for n, q in layers.items() if isinstance(q, (QuantLinear, QuantConv))}
+        self._roundings = roundings
+        self._moments = {id(layer.weight_int8): _Moments() for layer in self._layers.values()}
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+    def __call__(self, node: fx.Node, inputs: Sequence[Any], value: Any) -> None:
+        """Takes in one batch."""
+        if node in self._layers:
+            layer = self._layers[node]
+            columns = _columns(layer, self._roundings[node](inputs[0]))
+            self._moments[id(layer.weight_int8)].update(columns)
+
+    def found(self, weights: Mapping[fx.Node, torch.Tensor]) -> Iterator[Reconstruction]:
+        """One for each weight of which some inputs were seen.
+
+        Args:
+            weights: In float, by the nodes of the layers.
+        """
+        tied: dict[int, dict[fx.Node, QuantLayer]] = {}
+        for node, layer in self._layers.items():
+            tied.setdefault(id(layer.weight_int8), {})[node] = layer
+        for key, tied_layers in tied.items():
+            node, first = next(iter(tied_layers.items()))
+            groups = _groups(first)
+            if self._moments[key].count:
+                weight = weights[node].detach().reshape(groups, len(weights[node]) // groups, -1)
+                scale = first.weight_scale.reshape(groups, -1, 1)
+                layers = list(dict.fromkeys(tied_layers.values()))
+                yield Reconstruction(layers, weight, scale, self._moments[key].value)
+
+
+class _Moments:
+    """A mean of outer products, batch by batch."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.value = torch.zeros(())
+
+    def update(self, columns: torch.Tensor) -> None:
+        """Adds columns, as (groups, rows, columns)."""
+        added = columns.shape[2]
+        if added:
+            self.count += added
+            mean = columns @ columns.transpose(1, 2) / added
+            self.value = self.value + (mean - self.value) * (added / self.count)
+
+
+def _groups(layer: QuantLayer) -> int:
+    return int(layer.settings["groups"]) if isinstance(layer, QuantConv) else 1
+
+
+def _columns(layer: QuantLayer, x: torch.Tensor) -> torch.Tensor:
+    """What each output is a product with, as (groups, inputs and kernel, outputs)."""
+    if not isinstance(layer, QuantConv):
+        rows = x.reshape(-1, x.shape[-1])
+        return rows[:: _stride(len(rows), 1)].t()[None]
+    kernel = layer.weight_int8.shape[2:]
+    if x.dim() == len(kernel) + 1:
+        x = x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer.pads, mode=mode)
+    spatial, given = range(2, x.dim()), layer.settings
+    for dim, size, stride, dilation in zip(
+        spatial, kernel, given["stride"], given["dilation"], strict=True
+    ):
+        x = x.unfold(dim, (size - 1) * dilation + 1, stride)[..., ::dilation]
+    step = _stride(x[:, 0].numel() // kernel.numel(), len(kernel))
+    x = x[(slice(None), slice(None), *[slice(None, None, step)] * len(kernel))]
+    order = (1, *range(2 + len(kernel), x.dim()), 0, *spatial)
+    groups = _groups(layer)
+    return x.permute(order).reshape(groups, x.shape[1] // groups * kernel.numel(), -1)
+
+
+def _stride(count: int, dimensions: int) -> int:
+    """Steps along each dimension that leave as many of so many positions as are enough."""
+    return max(1, round(math.pow(count / _COLUMNS, 1 / dimensions)))

@@ -1,0 +1,159 @@
+"""GPTQ and AdaRound: integers chosen by what they do to outputs."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from fxopt.frontend import capture_program
+from fxopt_quantize.adaround import adaround
+from fxopt_quantize.gptq import gptq
+from fxopt_quantize.layers import LayerFactory
+from fxopt_quantize.modules import QuantConv, QuantLinear
+from fxopt_quantize.moments import InputMoments
+from tests.plugins.quantize.support import modules, quantized, relative
+
+ROUNDERS = {"gptq": gptq, "adaround": adaround}
+
+
+def problem(groups=1, outputs=6, inputs=8, limit=7, samples=64):
+    """Weights, scales and moments of inputs that depend on each other."""
+    torch.manual_seed(0)
+    weight = torch.randn(groups, outputs, inputs, dtype=torch.float64)
+    mixed = torch.randn(groups, inputs, inputs, dtype=torch.float64)
+    x = mixed @ torch.randn(groups, inputs, samples, dtype=torch.float64)
+    scale = weight.abs().amax(2, keepdim=True) / limit
+    return weight, scale, x @ x.transpose(1, 2) / samples
+
+
+def cost(values, weight, scale, moments):
+    error = values * scale - weight
+    return float(((error @ moments) * error).sum())
+
+
+def nearest(weight, scale):
+    return torch.round(weight / scale)
+
+
+def plain_gptq(weight, scale, moments, limit):
+    """The algorithm one column at a time, with the inverse brought up to date by elimination."""
+    weight = weight.clone()
+    diagonal = moments.diagonal()
+    inverse = torch.linalg.inv(moments + 0.01 * diagonal.mean() * torch.eye(len(moments)).double())
+    values = torch.empty_like(weight)
+    for j in range(weight.shape[1]):
+        values[:, j] = torch.round(weight[:, j] / scale[:, 0]).clamp(-limit, limit)
+        error = (weight[:, j] - values[:, j] * scale[:, 0]) / inverse[j, j]
+        weight -= error[:, None] * inverse[j]
+        inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    return values
+
+
+def test_gptq_is_the_papers_algorithm_also_over_several_blocks():
+    weight, scale, moments = problem(groups=2, outputs=5, inputs=300, samples=900)
+    values = gptq(weight, scale, moments, 7)
+    for group in range(2):
+        expected = plain_gptq(weight[group], scale[group], moments[group], 7)
+        assert (values[group] != expected).float().mean() < 1e-3  # ties of rounding
+
+
+@pytest.mark.parametrize("name", ROUNDERS)
+def test_outputs_err_less_than_with_the_nearest_integers(name):
+    weight, scale, moments = problem(groups=3, outputs=16, inputs=24)
+    values = ROUNDERS[name](weight, scale, moments, 7)
+    assert torch.equal(values, values.round())
+    assert values.abs().max() <= 7
+    plain = cost(nearest(weight, scale), weight, scale, moments)
+    assert cost(values, weight, scale, moments) < 0.6 * plain
+
+
+@pytest.mark.parametrize("name", ROUNDERS)
+def test_inputs_that_are_independent_get_the_nearest_integers(name):
+    weight, scale, _ = problem()
+    moments = torch.diag_embed(torch.rand(1, 8, dtype=torch.float64) + 0.5)
+    assert torch.equal(ROUNDERS[name](weight, scale, moments, 7), nearest(weight, scale))
+
+
+def test_adaround_comes_close_to_the_best_of_all_choices():
+    weight, scale, moments = problem(outputs=4, inputs=8)
+    below = (weight / scale).floor()
+    choices = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8)), dtype=torch.float64)
+    errors = (below[0, :, None] + choices) * scale[0, :, None] - weight[0, :, None]
+    best = float((errors @ moments[0] * errors).sum(2).min(1).values.sum())
+    found = cost(adaround(weight, scale, moments, 7), weight, scale, moments)
+    plain = cost(nearest(weight, scale), weight, scale, moments)
+    assert found - best < 0.25 * (plain - best)
+
+
+@pytest.mark.parametrize("name", ROUNDERS)
+def test_inputs_that_are_always_zero_do_no_harm(name):
+    weight, scale, moments = problem()
+    moments[:, 3] = moments[:, :, 3] = 0
+    values = ROUNDERS[name](weight, scale, moments, 7)
+    assert torch.isfinite(values).all()
+    assert torch.isfinite(ROUNDERS[name](weight, scale, torch.zeros_like(moments), 7)).all()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 5), (7, 6)),
+        (nn.Linear(6, 5), (2, 7, 6)),
+        (nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 11)),
+        (nn.Conv2d(4, 6, (3, 2), dilation=(1, 2), groups=2), (2, 4, 9, 8)),
+        (nn.Conv2d(4, 8, 3, groups=4, padding="same"), (2, 4, 9, 8)),
+        (nn.Conv2d(4, 8, 3, padding=1, padding_mode="reflect"), (2, 4, 9, 8)),
+        (nn.Conv2d(4, 8, 3), (4, 9, 8)),
+        (nn.Conv3d(2, 4, 2, padding=1), (2, 2, 5, 5, 5)),
+    ],
+)
+def test_moments_are_those_of_what_outputs_are_products_with(layer, shape):
+    torch.manual_seed(0)
+    layer, x = layer.double().eval(), torch.randn(*shape, dtype=torch.float64)
+    program = capture_program(layer, (x,), {})
+    (node,) = program.find(type(layer))
+    quant = LayerFactory().quantized(layer)
+    watch = InputMoments({node: quant}, {node: nn.Identity()})
+    watch(node, [x], None)
+    (found,) = watch.found({node: layer.weight})
+    error = torch.randn_like(found.weight)
+    with torch.no_grad():
+        layer.weight.copy_(error.reshape(layer.weight.shape))
+        layer.bias.zero_()
+        output = layer(x)
+    channel = -1 if isinstance(layer, nn.Linear) or output.dim() == layer.weight.dim() - 1 else 1
+    channel = 0 if shape == (4, 9, 8) else channel
+    expected = output.movedim(channel, 0).flatten(1).square().mean(1).sum()
+    torch.testing.assert_close(((error @ found.moments) * error).sum(), expected)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.depthwise = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3, groups=12)
+        self.twice, self.head = nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = self.depthwise(self.conv(x).relu()).relu().mean((2, 3))
+        return self.head(self.twice(self.twice(x).relu()).relu())
+
+
+@pytest.mark.parametrize("rounding", ROUNDERS)
+def test_coarse_weights_cost_less_when_rounded_well(rounding):
+    torch.manual_seed(0)
+    model, x = Small().eval(), torch.randn(64, 3, 10, 10)
+    plain, _ = quantized(model, (x,), weight_bits=4)
+    program, result = quantized(model, (x,), weight_bits=4, rounding=rounding)
+    assert f"4-bit weights by {rounding}" in result.summary
+    for layer in [*modules(program, QuantConv), *modules(program, QuantLinear)]:
+        assert layer.weight_int8.abs().max() <= 7
+    assert len({id(layer) for layer in modules(program, QuantLinear)}) == 2
+    errors = [relative(each(x)[0], model(x)) for each in (plain, program)]
+    assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_bits_out_of_range(bits):
+    with pytest.raises(ValueError, match="between 2 and 8"):
+        quantized(Small(), (torch.randn(2, 3, 10, 10),), weight_bits=bits)
