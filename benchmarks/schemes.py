@@ -15,10 +15,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from accuracy import add_cache, load, output_error, quantized
+from accuracy import add_cache, output_error, quantized
 from tabulate import tabulate
-from torch import nn
-from trained import Images
+from tasks import TASKS, Task
 
 from fxopt.emit import emit
 
@@ -43,21 +42,21 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "all three, AdaRound": {"equalization": "activations", "rounding": "adaround"},
 }
 
-HEADERS = ("model", "scheme", "accuracy %", "drop", "images", "output error", "seconds")
+HEADERS = ("model", "scheme", "score %", "drop", "answers", "output error", "seconds")
 
 
-def rows_of(
-    name: str, model: nn.Module, images: Images, bits: int
-) -> Iterator[tuple[str, str, float, float, int, float, float]]:
+def rows_of(task: Task, bits: int) -> Iterator[tuple[str, str, float, float, int, float, float]]:
     """One row for each scheme."""
-    before = images.accuracy(model)
+    expected = task.outputs(task.model)
+    before = task.score(expected)
     for scheme, settings in SCHEMES.items():
         start = time.perf_counter()
-        program = emit(quantized(model, images, weight_bits=bits, **settings))
+        program = emit(quantized(task, weight_bits=bits, **settings))
         seconds = time.perf_counter() - start
-        after, error = images.accuracy(program), output_error(program, model, images.x[:500])
-        print(f"  {name}: {scheme}: {after:.2f}, {error:.4f}", file=sys.stderr, flush=True)
-        yield name, scheme, after, before - after, len(images.x), error, seconds
+        outputs = task.outputs(program)
+        after, error = task.score(outputs), output_error(outputs, expected)
+        print(f"  {task.name}: {scheme}: {after:.2f}, {error:.4f}", file=sys.stderr, flush=True)
+        yield task.name, scheme, after, before - after, task.count, error, seconds
 
 
 def main() -> None:
@@ -66,12 +65,8 @@ def main() -> None:
     parser.add_argument("--weight-bits", type=int, default=8)
     add_cache(parser)
     options = parser.parse_args()
-    rows = [
-        row
-        for model_name in options.models
-        for name, model, images in load(model_name, options.cache)
-        for row in rows_of(name, model, images, options.weight_bits)
-    ]
+    tasks = [task for name in options.models for task in TASKS[name](options.cache)]
+    rows = [row for task in tasks for row in rows_of(task, options.weight_bits)]
     print(tabulate(rows, headers=HEADERS, floatfmt=".4f", tablefmt="github"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rivals import onnxruntime, openvino, pt2e, pytorch, torch_int8
 from rivals.base import Builder, Call, Inputs, Rival, convolves, linear, timed
 
-__all__ = ["RIVALS", "Builder", "Call", "Inputs", "Rival", "timed"]
+__all__ = ["CALIBRATED", "RIVALS", "Builder", "Call", "Inputs", "Rival", "timed"]
 
 _TORCH = (
     Rival("eager", "fp32", pytorch.eager),
@@ -44,3 +44,10 @@ RIVALS: tuple[Rival, ...] = (
     *_TORCH,
     *(Rival(r.name, r.precision, r.build, torch=False, suits=r.suits) for r in _OTHERS),
 )
+
+CALIBRATED = {
+    "openvino nncf int8": openvino.calibrated,
+    "onnxruntime int8": onnxruntime.calibrated,
+    "torchao pt2e int8": pt2e.calibrated,
+}
+"""Those that quantize a trained model on given batches, by name."""

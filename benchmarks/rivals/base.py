@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,13 @@ from torch import nn
 Inputs = tuple[torch.Tensor, ...]
 Call = Callable[[], torch.Tensor]
 Builder = Callable[[nn.Module, Inputs], Call]
+Predict = Callable[..., torch.Tensor]
+OnInputs = Callable[[Inputs], Call]
+
+
+def any_batch(inputs: Inputs) -> tuple[dict[int, Any], ...]:
+    """``dynamic_shapes`` for ``torch.export``: the first dimension of all inputs is the batch."""
+    return tuple({0: torch.export.Dim("batch")} for _ in inputs)
 
 
 def always(model: nn.Module) -> bool:

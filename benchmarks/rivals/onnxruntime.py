@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rivals.base import Call, Inputs
+from rivals.base import Call, Inputs, OnInputs, Predict, any_batch
 
 
 def fp32(model: nn.Module, inputs: Inputs) -> Call:
@@ -40,29 +40,52 @@ def dynamic_int8(model: nn.Module, inputs: Inputs) -> Call:
         return _call(result, inputs)
 
 
-def _static(model: nn.Module, inputs: Inputs, operators: Sequence[str] | None) -> Call:
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
+def calibrated(
+    model: nn.Module, batches: Sequence[Inputs], operators: Sequence[str] | None = None
+) -> tuple[Predict, OnInputs]:
+    """Static int8: a function of any batch, and what makes calls of one size."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepared, result = _prepared(model, inputs, folder), folder / "int8.onnx"
-        quantize_static(
-            prepared,
-            result,
-            _reader(_feed(_session(prepared), inputs)),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=operators and list(operators),
-        )
-        return _call(result, inputs)
+        prepared = _prepared(model, batches[0], folder, any_batch(batches[0]))
+        session = _session(_quantized(prepared, batches, operators))
+
+    def predict(*inputs: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, _feed(session, inputs))[0])
+
+    def on(inputs: Inputs) -> Call:
+        feed = _feed(session, inputs)
+        return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+    return predict, on
 
 
-def _prepared(model: nn.Module, inputs: Inputs, folder: Path) -> Path:
+def _static(model: nn.Module, inputs: Inputs, operators: Sequence[str] | None) -> Call:
+    with tempfile.TemporaryDirectory() as name:
+        prepared = _prepared(model, inputs, Path(name))
+        return _call(_quantized(prepared, [inputs], operators), inputs)
+
+
+def _quantized(prepared: Path, batches: Sequence[Inputs], operators: Sequence[str] | None) -> Path:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    session, result = _session(prepared), prepared.with_name("int8.onnx")
+    quantize_static(
+        prepared,
+        result,
+        _reader([_feed(session, batch) for batch in batches]),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=operators and list(operators),
+    )
+    return result
+
+
+def _prepared(model: nn.Module, inputs: Inputs, folder: Path, shapes: Any = None) -> Path:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    source, result = _export(model, inputs, folder), folder / "prepared.onnx"
+    source, result = _export(model, inputs, folder, shapes), folder / "prepared.onnx"
     try:
         quant_pre_process(source, result)
     except Exception:  # symbolic shapes are inferred for some operators only
@@ -70,9 +93,17 @@ def _prepared(model: nn.Module, inputs: Inputs, folder: Path) -> Path:
     return result
 
 
-def _export(model: nn.Module, inputs: Inputs, folder: Path) -> Path:
+def _export(model: nn.Module, inputs: Inputs, folder: Path, shapes: Any = None) -> Path:
     path = folder / "model.onnx"
-    torch.onnx.export(model, inputs, str(path), dynamo=True, external_data=False, verbose=False)
+    torch.onnx.export(
+        model,
+        inputs,
+        str(path),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        dynamic_shapes=shapes,
+    )
     return path
 
 
@@ -97,14 +128,14 @@ def _call(path: Path, inputs: Inputs) -> Call:
     return lambda: torch.from_numpy(session.run(None, feed)[0])
 
 
-def _reader(feed: dict[str, np.ndarray]) -> Any:
+def _reader(feeds: Sequence[dict[str, np.ndarray]]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    class OneBatch(CalibrationDataReader):
+    class Batches(CalibrationDataReader):
         def __init__(self) -> None:
-            self._batches: Iterator[dict[str, np.ndarray]] = iter([feed])
+            self._batches: Iterator[dict[str, np.ndarray]] = iter(feeds)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._batches, None)
 
-    return OneBatch()
+    return Batches()

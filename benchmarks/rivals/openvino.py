@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from rivals.base import Call, Inputs, attends
+from rivals.base import Call, Inputs, OnInputs, Predict, attends
 
 
 def fp32(model: nn.Module, inputs: Inputs) -> Call:
@@ -19,38 +20,58 @@ def bf16(model: nn.Module, inputs: Inputs) -> Call:
 
 
 def int8_fp32(model: nn.Module, inputs: Inputs) -> Call:
-    return _call(_quantized(model, inputs), inputs, "f32")
+    return _call(_quantized(_converted(model, inputs), [inputs], attends(model)), inputs, "f32")
 
 
 def int8_bf16(model: nn.Module, inputs: Inputs) -> Call:
     """bf16 for the rest is OpenVINO's default where the CPU has it."""
-    return _call(_quantized(model, inputs), inputs, "bf16")
+    return _call(_quantized(_converted(model, inputs), [inputs], attends(model)), inputs, "bf16")
+
+
+def calibrated(model: nn.Module, batches: Sequence[Inputs]) -> tuple[Predict, OnInputs]:
+    """NNCF's int8, the rest in fp32: a function of any batch, and what makes calls of one size."""
+    quantized = _quantized(_imported(model, batches[0]), batches, attends(model))
+    request = _compiled(quantized, "f32").create_infer_request()
+
+    def predict(*inputs: torch.Tensor) -> torch.Tensor:
+        arrays = {index: tensor.numpy() for index, tensor in enumerate(inputs)}
+        return torch.from_numpy(request.infer(arrays)[0])
+
+    return predict, lambda inputs: _call(_fixed(quantized.clone(), inputs), inputs, "f32")
 
 
 def _converted(model: nn.Module, inputs: Inputs) -> Any:
+    return _fixed(_imported(model, inputs), inputs)
+
+
+def _imported(model: nn.Module, inputs: Inputs) -> Any:
     import openvino as ov
 
     try:
-        converted = ov.convert_model(model, example_input=inputs)
+        return ov.convert_model(model, example_input=inputs)
     except Exception:  # TorchScript, its default way, does not take every model
-        converted = ov.convert_model(torch.export.export(model, inputs))
+        return ov.convert_model(torch.export.export(model, inputs))
+
+
+def _fixed(converted: Any, inputs: Inputs) -> Any:
+    """Of the shapes of the inputs."""
     shapes = {port: list(t.shape) for port, t in zip(converted.inputs, inputs, strict=True)}
     converted.reshape(shapes)
     return converted
 
 
-def _quantized(model: nn.Module, inputs: Inputs) -> Any:
+def _quantized(converted: Any, batches: Sequence[Inputs], attending: bool) -> Any:
     import nncf
 
-    kind = nncf.ModelType.TRANSFORMER if attends(model) else None
-    data = nncf.Dataset([tuple(tensor.numpy() for tensor in inputs)])
-    quantized = nncf.quantize(_converted(model, inputs), data, model_type=kind)
+    kind = nncf.ModelType.TRANSFORMER if attending else None
+    data = nncf.Dataset([tuple(tensor.numpy() for tensor in batch) for batch in batches])
+    quantized = nncf.quantize(converted, data, model_type=kind)
     if not any(node.get_type_name() == "FakeQuantize" for node in quantized.get_ops()):
         raise RuntimeError("nothing was quantized")
     return quantized
 
 
-def _call(model: Any, inputs: Inputs, precision: str) -> Call:
+def _compiled(model: Any, precision: str) -> Any:
     import openvino as ov
 
     config = {
@@ -58,8 +79,11 @@ def _call(model: Any, inputs: Inputs, precision: str) -> Call:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
     }
-    compiled = ov.Core().compile_model(model, "CPU", config)
-    request = compiled.create_infer_request()
+    return ov.Core().compile_model(model, "CPU", config)
+
+
+def _call(model: Any, inputs: Inputs, precision: str) -> Call:
+    request = _compiled(model, precision).create_infer_request()
     arrays = {index: tensor.numpy() for index, tensor in enumerate(inputs)}
 
     def call() -> torch.Tensor:

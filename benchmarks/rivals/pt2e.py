@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 
-from rivals.base import Call, Inputs
+from rivals.base import Call, Inputs, OnInputs, Predict, any_batch
 from rivals.inductor import Compiled
 
 
@@ -41,17 +44,31 @@ def dynamic_int8(model: nn.Module, inputs: Inputs) -> Call:
     return Compiled(_quantized(model, inputs, dynamic=True), inputs)
 
 
-def _quantized(model: nn.Module, inputs: Inputs, dynamic: bool = False) -> torch.fx.GraphModule:
+def calibrated(model: nn.Module, batches: Sequence[Inputs]) -> tuple[Predict, OnInputs]:
+    """Its pairs run by eager torch, for any batch, and what compiles them for one size."""
+    quantized = _quantized(model, batches[0], batches=batches, shapes=any_batch(batches[0]))
+    return quantized, lambda inputs: Compiled(quantized, inputs, cpp_wrapper=True)
+
+
+def _quantized(
+    model: nn.Module,
+    inputs: Inputs,
+    dynamic: bool = False,
+    batches: Sequence[Inputs] = (),
+    shapes: Any = None,
+) -> torch.fx.GraphModule:
+    """Calibrated on ``batches``, by default the inputs that it is exported for."""
     import torchao.quantization.pt2e as pt2e
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     # strict: the quantizer does not find its patterns in what the other way exports
-    exported = torch.export.export(model, inputs, strict=True).module()
+    exported = torch.export.export(model, inputs, strict=True, dynamic_shapes=shapes).module()
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic))
     prepared = prepare_pt2e(exported, quantizer)
-    prepared(*inputs)
+    for batch in batches or [inputs]:
+        prepared(*batch)
     converted = convert_pt2e(prepared)
     if not any("quantize_per" in str(node.target) for node in converted.graph.nodes):
         raise RuntimeError("nothing was quantized")

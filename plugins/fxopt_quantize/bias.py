@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import fx, nn
 
+from fxopt_quantize.means import RunningMean
 from fxopt_quantize.modules import QuantLayer, QuantLinear
 
 
@@ -29,7 +29,7 @@ class BiasErrors:
     ) -> None:
         self._layers = layers
         self._roundings = roundings
-        self._means = {layer: _Mean() for layer in layers.values()}
+        self._means = {layer: RunningMean() for layer in layers.values()}
 
     def __call__(self, node: fx.Node, inputs: Sequence[Any], value: Any) -> None:
         """Takes in one batch."""
@@ -38,7 +38,8 @@ class BiasErrors:
         layer = self._layers[node]
         error = layer(self._roundings[node](inputs[0])) - value
         channel = -1 if isinstance(layer, QuantLinear) else 1
-        self._means[layer].update(error.movedim(channel, 0).flatten(1))
+        channels = error.movedim(channel, 0).flatten(1)
+        self._means[layer].update(channels.mean(1), channels.shape[1])
 
     def correct(self) -> None:
         """Shifts the biases of the layers in int8; those called twice by the mean of both calls."""
@@ -46,18 +47,3 @@ class BiasErrors:
             if mean.count:
                 bias = -mean.value if layer.bias is None else layer.bias.detach() - mean.value
                 layer.bias = nn.Parameter(bias, requires_grad=False)
-
-
-class _Mean:
-    """A mean per channel, batch by batch."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.value = torch.zeros(())
-
-    def update(self, values: torch.Tensor) -> None:
-        """Adds values of shape (channels, n)."""
-        added = values.shape[1]
-        if added:
-            self.count += added
-            self.value = self.value + (values.mean(1) - self.value) * (added / self.count)

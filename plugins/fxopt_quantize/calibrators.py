@@ -9,7 +9,7 @@ from fxopt_quantize.histogram import Histogram, MovingRange
 from fxopt_quantize.ranges import Grid, minmax_grid, percentile_grid
 from fxopt_quantize.search import entropy_grid, histogram_grid
 
-Calibrator = Literal["histogram", "entropy", "minmax", "percentile", "moving_average"]
+Calibrator = Literal["auto", "histogram", "entropy", "minmax", "percentile", "moving_average"]
 
 
 def new_observer(calibrator: Calibrator) -> Observer:
@@ -18,7 +18,12 @@ def new_observer(calibrator: Calibrator) -> Observer:
 
 
 def activation_grid(
-    observer: Observer, calibrator: Calibrator, *, symmetric: bool, percentile: float
+    observer: Observer,
+    calibrator: Calibrator,
+    *,
+    symmetric: bool,
+    percentile: float,
+    linear: bool,
 ) -> Grid:
     """The grid for a value that was watched.
 
@@ -27,11 +32,14 @@ def activation_grid(
         calibrator: How to choose.
         symmetric: Whether zero lies in the middle where there are negative values.
         percentile: For the calibrator of that name.
+        linear: Whether linear layers alone take it.
     """
     if isinstance(observer, MovingRange):
         return minmax_grid(observer, symmetric=symmetric)
     assert isinstance(observer, Histogram)
     if calibrator == "percentile":
         return percentile_grid(observer, percentile, symmetric=symmetric)
+    if calibrator == "auto":
+        calibrator = "minmax" if linear else "histogram"
     choose = {"histogram": histogram_grid, "entropy": entropy_grid, "minmax": minmax_grid}
     return choose[calibrator](observer, symmetric=symmetric)

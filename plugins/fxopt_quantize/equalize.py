@@ -128,7 +128,7 @@ class Equalizer:
         found = []
         with self._program.edit() as edit:
             for link in self.links:
-                if link.clips and edit.exhausted:
+                if edit.exhausted:
                     continue
                 made = [_by_channel(edit, link, clip) for clip in link.clips]
                 bounds = [bound for bound in made if bound is not None]

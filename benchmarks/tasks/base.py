@@ -1,0 +1,59 @@
+"""A trained model with real data: what quality is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+Inputs = tuple[torch.Tensor, ...]
+Predict = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trained model, and how good what it says is.
+
+    Attributes:
+        name: What tables call it.
+        model: In eval mode.
+        batches: What it is scored on.
+        calibration: Other data of the same kind.
+        score: From all outputs, in the order of the batches, to points of 100.
+        metric: What the score is.
+        count: How many answers the score counts.
+    """
+
+    name: str
+    model: nn.Module
+    batches: list[Inputs]
+    calibration: list[Inputs]
+    score: Callable[[torch.Tensor], float]
+    metric: str
+    count: int
+
+    @property
+    def example(self) -> Inputs:
+        """One sample."""
+        return tuple(tensor[:1] for tensor in self.batches[0])
+
+    def outputs(self, predict: Predict) -> torch.Tensor:
+        """All outputs of ``predict``, which is called as the model is."""
+        with torch.no_grad():
+            return torch.cat([predict(*batch).clone() for batch in self.batches])
+
+
+def accuracy(labels: torch.Tensor) -> Callable[[torch.Tensor], float]:
+    """Scores logits by the share of right answers."""
+
+    def score(logits: torch.Tensor) -> float:
+        return 100.0 * float((logits.argmax(1) == labels).float().mean())
+
+    return score
+
+
+def split(x: torch.Tensor, batch: int) -> list[Inputs]:
+    """Batches of a model with one input."""
+    return [(part,) for part in x.split(batch)]
