@@ -48,6 +48,7 @@ RIVALS: tuple[Rival, ...] = (
 CALIBRATED = {
     "openvino nncf int8": openvino.calibrated,
     "onnxruntime int8": onnxruntime.calibrated,
+    "onnxruntime int8 matmul only": onnxruntime.calibrated_matmul,
     "torchao pt2e int8": pt2e.calibrated,
 }
 """Those that quantize a trained model on given batches, by name."""

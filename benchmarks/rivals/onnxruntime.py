@@ -13,6 +13,8 @@ from torch import nn
 
 from rivals.base import Call, Inputs, OnInputs, Predict, any_batch
 
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+
 
 def fp32(model: nn.Module, inputs: Inputs) -> Call:
     with tempfile.TemporaryDirectory() as folder:
@@ -26,7 +28,7 @@ def int8(model: nn.Module, inputs: Inputs) -> Call:
 
 def int8_matmul(model: nn.Module, inputs: Inputs) -> Call:
     """Static, convolutions and matrix products alone: more accurate where the model attends."""
-    return _static(model, inputs, ("Conv", "Gemm", "MatMul"))
+    return _static(model, inputs, _PRODUCTS)
 
 
 def dynamic_int8(model: nn.Module, inputs: Inputs) -> Call:
@@ -38,6 +40,11 @@ def dynamic_int8(model: nn.Module, inputs: Inputs) -> Call:
         prepared, result = _prepared(model, inputs, folder), folder / "int8.onnx"
         quantize_dynamic(prepared, result, per_channel=True, weight_type=QuantType.QInt8)
         return _call(result, inputs)
+
+
+def calibrated_matmul(model: nn.Module, batches: Sequence[Inputs]) -> tuple[Predict, OnInputs]:
+    """As :func:`int8_matmul`."""
+    return calibrated(model, batches, _PRODUCTS)
 
 
 def calibrated(

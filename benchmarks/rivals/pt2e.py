@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from rivals.base import Call, Inputs, OnInputs, Predict, any_batch
+from rivals.base import Call, Inputs, OnInputs, Predict
 from rivals.inductor import Compiled
 
 
@@ -45,9 +45,24 @@ def dynamic_int8(model: nn.Module, inputs: Inputs) -> Call:
 
 
 def calibrated(model: nn.Module, batches: Sequence[Inputs]) -> tuple[Predict, OnInputs]:
-    """Its pairs run by eager torch, for any batch, and what compiles them for one size."""
-    quantized = _quantized(model, batches[0], batches=batches, shapes=any_batch(batches[0]))
-    return quantized, lambda inputs: Compiled(quantized, inputs, cpp_wrapper=True)
+    """Its pairs run by eager torch, and what compiles them for one size.
+
+    Each size of batch is exported and calibrated anew: with a symbolic one, not every model
+    comes through.
+    """
+    whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+    @functools.cache
+    def sized(size: int) -> torch.fx.GraphModule:
+        parts = list(zip(*(tensor.split(size) for tensor in whole), strict=True))
+        full = [part for part in parts if len(part[0]) == size]
+        return _quantized(model, full[0], batches=full)
+
+    def predict(*inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = sized(len(inputs[0]))(*inputs)
+        return output
+
+    return predict, lambda inputs: Compiled(sized(len(inputs[0])), inputs, cpp_wrapper=True)
 
 
 def _quantized(
@@ -55,7 +70,6 @@ def _quantized(
     inputs: Inputs,
     dynamic: bool = False,
     batches: Sequence[Inputs] = (),
-    shapes: Any = None,
 ) -> torch.fx.GraphModule:
     """Calibrated on ``batches``, by default the inputs that it is exported for."""
     import torchao.quantization.pt2e as pt2e
@@ -63,7 +77,7 @@ def _quantized(
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     # strict: the quantizer does not find its patterns in what the other way exports
-    exported = torch.export.export(model, inputs, strict=True, dynamic_shapes=shapes).module()
+    exported = torch.export.export(model, inputs, strict=True).module()
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic))
     prepared = prepare_pt2e(exported, quantizer)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tasks.base import Inputs, Predict, Task
 from tasks.fashion import fashion
+from tasks.files import magika
 from tasks.imagenet import efficientnet_lite0
 from tasks.sentences import minilm
 
@@ -17,5 +18,6 @@ TASKS: dict[str, Callable[[Path], list[Task]]] = {
     "fashion_mobilenet": lambda cache: [fashion("fashion_mobilenet", cache)],
     "efficientnet_lite0": lambda cache: efficientnet_lite0(),
     "minilm": lambda cache: [minilm()],
+    "magika": lambda cache: [magika()],
 }
 """By name: makes the tasks of a model, and keeps what it had to train in a folder."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import torch
 
-from fxopt.plugin import BackendError, Executable, Kernel, Tensors
+from fxopt.plugin import Executable, Kernel, Tensors
+from fxopt_onnxruntime.binding import Binding, Slot
 from fxopt_onnxruntime.kernels import HEAVY
-from fxopt_onnxruntime.session import Session, first_line
+from fxopt_onnxruntime.session import Session
 from fxopt_onnxruntime.tensors import to_numpy_dtype
 
-if TYPE_CHECKING:
-    import onnxruntime
+_SMALL = 1 << 17
+"""Bytes of an output that are copied in less time than it takes to bind it."""
 
 
 class ONNXRuntimeExecutable(Executable):
@@ -36,30 +36,30 @@ class ONNXRuntimeExecutable(Executable):
         self._session = session
         outputs = session.probe([tensor.detach().contiguous() for tensor in inputs])
         self._inputs = [
-            (name, to_numpy_dtype(tensor.dtype), list(tensor.shape))
+            Slot(name, to_numpy_dtype(tensor.dtype), list(tensor.shape), tensor.dtype)
             for name, tensor in zip(session.input_names, inputs, strict=True)
         ]
         self._outputs = [
-            (name, array.dtype.type, list(array.shape), torch.from_numpy(array).dtype)
+            Slot(name, array.dtype.type, list(array.shape), torch.from_numpy(array).dtype)
             for name, array in zip(session.output_names, outputs, strict=True)
         ]
-        self._idle: list[onnxruntime.IOBinding] = []
+        self._large = [index for index, array in enumerate(outputs) if array.nbytes > _SMALL]
+        self._small = sorted(set(range(len(outputs))) - set(self._large))
+        self._idle: list[Binding] = []
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # The runtime does not keep alive what it is pointed to: these lists do, until it is done.
-        dense = [tensor.detach().contiguous() for tensor in inputs]
-        outputs = [torch.empty(shape, dtype=dtype) for _, _, shape, dtype in self._outputs]
-        binding = self._take()
-        for (name, kind, shape), tensor in zip(self._inputs, dense, strict=True):
-            binding.bind_input(name, "cpu", 0, kind, shape, tensor.data_ptr())
-        for (name, kind, shape, _), tensor in zip(self._outputs, outputs, strict=True):
-            binding.bind_output(name, "cpu", 0, kind, shape, tensor.data_ptr())
-        try:
-            self._session.runtime.run_with_iobinding(binding)
-        except Exception as error:
-            raise BackendError(f"ONNX Runtime fails: {first_line(error)}") from error
+        dense = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in inputs]
+        binding, fresh = (
+            self._take(),
+            {index: self._outputs[index].empty() for index in self._large},
+        )
+        binding.bind(dense, fresh)
+        binding.run()
+        count = range(len(self._outputs))
+        results = tuple([fresh[i] if i in fresh else binding.output(i) for i in count])
         self._idle.append(binding)
-        return tuple(outputs)
+        return results
 
     def kernels(self) -> tuple[Kernel, ...]:
         """The operations that ran and compute something."""
@@ -69,8 +69,8 @@ class ONNXRuntimeExecutable(Executable):
         """How many of the convolutions, matrix products and the like run in which precision."""
         return Counter(kernel.precision for kernel in self.kernels() if kernel.kind in HEAVY)
 
-    def _take(self) -> onnxruntime.IOBinding:
+    def _take(self) -> Binding:
         try:
             return self._idle.pop()  # one operation of the interpreter, so it needs no lock
         except IndexError:
-            return self._session.runtime.io_binding()
+            return Binding(self._session.runtime, self._inputs, self._outputs, self._small)

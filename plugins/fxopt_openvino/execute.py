@@ -46,27 +46,31 @@ class OpenVINOExecutable(Executable):
             (tuple(output.shape), to_torch_dtype(output.element_type))
             for output in self._compiled.outputs
         ]
-        self._relayed = find_relayed(model)
-        self._small = frozenset(
-            index
-            for index, (shape, dtype) in enumerate(self._outputs)
-            if index not in self._relayed and math.prod(shape) * dtype.itemsize <= _SMALL
-        )
+        # An output that is an input must not be bound: the runtime would write to the input.
+        relayed = find_relayed(model)
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in self._outputs]
+        small = {index for index, size in enumerate(sizes) if size <= _SMALL}
+        self._owned = frozenset(small - relayed)
+        self._bound = frozenset(range(len(sizes))) - small - relayed
         self._idle = [self._new_request()]
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # OpenVINO does not keep alive what it shares: the lists do, until the call is over.
         dense = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in inputs]
-        outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in self._outputs]
-        self._run(dense, outputs)
-        return tuple(outputs)
+        return self._run(dense)
 
-    def _run(self, inputs: Tensors, outputs: Tensors) -> None:
-        request = self._take()
-        request.bind(inputs, outputs)
+    def _run(self, inputs: Tensors) -> tuple[torch.Tensor, ...]:
+        request, fresh = self._take(), {index: self._empty(index) for index in self._bound}
+        request.bind(inputs, fresh)
         request.infer()
-        request.deliver(outputs)
+        count = range(len(self._outputs))
+        outputs = tuple([fresh[i] if i in fresh else request.output(i) for i in count])
         self._idle.append(request)
+        return outputs
+
+    def _empty(self, index: int) -> torch.Tensor:
+        shape, dtype = self._outputs[index]
+        return torch.empty(shape, dtype=dtype)
 
     def kernels(self) -> tuple[Kernel, ...]:
         """The operations of the compiled model that compute something."""
@@ -83,7 +87,7 @@ class OpenVINOExecutable(Executable):
             return self._new_request()
 
     def _new_request(self) -> BoundRequest:
-        return BoundRequest(self._compiled, self._small, self._relayed)
+        return BoundRequest(self._compiled, self._owned)
 
 
 class DividedExecutable(OpenVINOExecutable):
@@ -104,13 +108,14 @@ class DividedExecutable(OpenVINOExecutable):
         self._outputs = [((streams * s[0], *s[1:]), dtype) for s, dtype in self._outputs]
         self._streams = streams
 
-    def _run(self, inputs: Tensors, outputs: Tensors) -> None:
+    def _run(self, inputs: Tensors) -> tuple[torch.Tensor, ...]:
+        outputs = [self._empty(index) for index in range(len(self._outputs))]
         parts = list(zip(self._parts(inputs), self._parts(outputs), strict=True))
         requests = [self._take() for _ in parts]
         started: list[BoundRequest] = []
         try:
             for request, (given, wanted) in zip(requests, parts, strict=True):
-                request.bind(given, wanted)
+                request.bind(given, {index: wanted[index] for index in self._bound})
                 request.start()
                 started.append(request)
         finally:  # what runs uses the caller's memory, also where the next one cannot start
@@ -118,8 +123,10 @@ class DividedExecutable(OpenVINOExecutable):
         if failures:
             raise failures[0]
         for request, (_, wanted) in zip(requests, parts, strict=True):
-            request.deliver(wanted)
+            for index in set(range(len(wanted))) - self._bound:
+                wanted[index].copy_(request.output(index))
             self._idle.append(request)
+        return tuple(outputs)
 
     def _parts(self, tensors: Tensors) -> list[tuple[torch.Tensor, ...]]:
         return list(zip(*(tensor.chunk(self._streams) for tensor in tensors), strict=True))

@@ -66,7 +66,7 @@ def test_small_and_large_outputs_are_right_and_not_overwritten():
     x, other = torch.randn(2, 2, 3, 128, 128)
     program = capture_program(Both().eval(), (x[None],), {})
     code = compile_for(program, x[None])
-    assert code._small == {1}
+    assert code._bound == {0}
     first, second = code(x[None]), code(other[None])
     torch.testing.assert_close(first, program(x[None]))
     torch.testing.assert_close(second, program(other[None]))

@@ -1,0 +1,53 @@
+"""What quantize does before it rounds, on random models: it changes no output."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from fxopt.testing import worst_error
+from fxopt.testing.strategies import generated_cases
+from fxopt_fold_bn import FoldBN
+from fxopt_quantize import Quantize
+from fxopt_quantize.rules import Role, role_of
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(generated_cases())
+def test_moving_factors_between_channels_keeps_the_numbers(case):
+    for equalization, smoothing in (("weights", 0.0), ("activations", 0.0), ("weights", 0.7)):
+        program = case.program.clone()
+        FoldBN().run(program, case.context())
+        folded = program.clone()
+        item = Quantize(equalization=equalization, smoothing=smoothing)
+        item._rescale(program, case.context())
+        program.verify()
+        assert worst_error(case, program) <= 1e-8
+        layers = [n for n in folded.nodes if role_of(folded, n) is Role.LAYER]
+        assert len([n for n in program.nodes if role_of(program, n) is Role.LAYER]) == len(layers)
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(generated_cases())
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_all_settings_at_once_give_a_program_in_int8(rounding, case):
+    program = case.program.clone()
+    FoldBN().run(program, case.context())
+    item = Quantize(equalization="activations", smoothing=0.5, rounding=rounding)
+    if item.inapplicable(program, case.context()):
+        return
+    result = item.run(program, case.context())
+    program.verify()
+    assert result.details["layers"] + result.details["float_layers"] > 0
+    for outputs in case.outputs(program):
+        assert all(torch.isfinite(output).all() for output in outputs)
+    assert worst_error(case, program) < 0.5
