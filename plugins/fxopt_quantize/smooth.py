@@ -3,7 +3,8 @@
 SmoothQuant (Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for
 Large Language Models", 2023): what linear layers take is divided by a factor per channel, and
 their columns are multiplied by the same factors. Where a layer norm yields it for them alone, its
-weights are divided, which costs nothing; elsewhere a product goes in front of the rounding.
+weights are divided, which costs nothing; elsewhere a product goes in front of the rounding, but
+not behind a sum or a mean, which the product would keep from running in int8.
 
 The paper has one strength for a model. Here each value can have its own: the one by which the
 layers' outputs are expected to err least, if that is worth it. Rounding errors are taken to be
@@ -23,6 +24,7 @@ from torch import fx, nn
 from fxopt.plugin import Edit, Program
 from fxopt_quantize.histogram import ChannelRange
 from fxopt_quantize.means import RunningMean
+from fxopt_quantize.rules import Role, operands, role_of
 
 Strength = float | Literal["auto"]
 
@@ -163,9 +165,17 @@ def _smoothings(program: Program, layers: set[fx.Node]) -> Iterator[Smoothing]:
 
     for node in program.nodes:
         takers = tuple(user for user in node.users if fit(user))
-        if takers:
-            whole = len(takers) == len(node.users) and _owns(program, node, used, nn.LayerNorm)
-            yield Smoothing(node, takers, whole and _scales_channels(program.leaf(node)))
+        whole = len(takers) == len(node.users) and _owns(program, node, used, nn.LayerNorm)
+        norm = whole and _scales_channels(program.leaf(node))
+        if takers and (norm or not _may_combine(program, node)):
+            yield Smoothing(node, takers, norm)
+
+
+def _may_combine(program: Program, node: fx.Node) -> bool:
+    """Whether a sum, product or mean yields a value: in int8 only if it is taken as it is."""
+    while (role := role_of(program, node)) in (Role.PASS, Role.ACTIVATE) and operands(node):
+        node = operands(node)[0]
+    return role in (Role.COMBINE, Role.JOIN)
 
 
 def _owns(
