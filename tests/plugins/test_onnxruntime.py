@@ -64,31 +64,6 @@ def test_outputs_agree_for_any_strides_and_are_not_overwritten():
     assert not code(x.clone().requires_grad_())[0].requires_grad
 
 
-def test_new_values_at_an_address_that_is_bound_already():
-    program, x = small_cnn(), image()
-    code = compile_for(program, x)
-    code(x)
-    x.mul_(-3.0)
-    torch.testing.assert_close(code(x), program(x), rtol=1e-4, atol=1e-5)
-    other = torch.randn_like(x)
-    torch.testing.assert_close(code(other), program(other), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(code(x), program(x), rtol=1e-4, atol=1e-5)
-
-
-def test_small_and_large_outputs_are_right_and_not_overwritten():
-    class Both(nn.Module):
-        def forward(self, x):
-            return x.relu(), x.mean((1, 2, 3))
-
-    x, other = torch.randn(2, 2, 3, 128, 128)
-    program = captured(Both(), x[None])
-    code = compile_for(program, x[None])
-    assert code._small == [1]
-    first, second = code(x[None]), code(other[None])
-    torch.testing.assert_close(first, program(x[None]))
-    torch.testing.assert_close(second, program(other[None]))
-
-
 def test_an_exact_program_runs_in_float32():
     code = compile_for(small_cnn(), image())
     assert code.precisions() == {"f32": 3}
