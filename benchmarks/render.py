@@ -17,7 +17,7 @@ Weights are random, batch norm statistics too; every int8 tool calibrates on the
 All candidates of a model are built first and then timed in turns, in bursts, with a pause before \
 each, so that no candidate's spinning threads slow the next one. fxopt's rows and the rivals \
 within 1.3 times the fastest of their precision are then timed again without the others, in four \
-to eight times as many turns, the more the shorter a call: their figures are from there. Where \
+times as many turns: their figures are from there. Where \
 their ratio is then between {CLOSE[0]:.2f} and {CLOSE[1]:.2f}, fxopt and its best rival are timed \
 alone for up to 60 turns: the ratio is from this duel, the milliseconds are not. Medians \
 in milliseconds; +- is half the distance between the quartiles; error is the relative output \

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -179,9 +178,7 @@ def _time(rows: dict[str, Row], calls: dict[str, Call], rounds: int) -> None:
     """Times all, then those on whom a verdict may depend, for longer: what counts is a few %."""
     _measure(rows, calls, rounds=rounds // 2, burst=7)
     close = {name: calls[name] for name in contenders(list(rows.values())) if name in calls}
-    turn = 0.3 + 1e-3 * _BURST * statistics.median(rows[name].milliseconds for name in close)
-    # The same model compiled twice differs by 3 % in 16 turns: short calls can have more.
-    _measure(rows, close, rounds=max(2 * rounds, min(4 * rounds, int(10 / turn))), burst=_BURST)
+    _measure(rows, close, rounds=2 * rounds, burst=_BURST)  # and duels follow where it is close
 
 
 def _measure(rows: dict[str, Row], calls: dict[str, Call], rounds: int, burst: int) -> None:

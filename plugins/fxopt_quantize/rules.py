@@ -96,6 +96,24 @@ ROLES: dict[Any, Role] = {
     nn.Dropout3d: Role.PASS,
     nn.PixelShuffle: Role.PASS,
     nn.ChannelShuffle: Role.PASS,
+    # -- and so they do among zeros; padding with another constant stays in float
+    aten.pad.default: Role.PASS,
+    aten.constant_pad_nd.default: Role.PASS,
+    aten.reflection_pad1d.default: Role.PASS,
+    aten.reflection_pad2d.default: Role.PASS,
+    aten.reflection_pad3d.default: Role.PASS,
+    aten.replication_pad1d.default: Role.PASS,
+    aten.replication_pad2d.default: Role.PASS,
+    aten.replication_pad3d.default: Role.PASS,
+    nn.ConstantPad1d: Role.PASS,
+    nn.ConstantPad2d: Role.PASS,
+    nn.ConstantPad3d: Role.PASS,
+    nn.ReflectionPad1d: Role.PASS,
+    nn.ReflectionPad2d: Role.PASS,
+    nn.ReflectionPad3d: Role.PASS,
+    nn.ReplicationPad1d: Role.PASS,
+    nn.ReplicationPad2d: Role.PASS,
+    nn.ReplicationPad3d: Role.PASS,
     # -- values of several inputs side by side
     aten.cat.default: Role.JOIN,
     aten.stack.default: Role.JOIN,
@@ -129,12 +147,15 @@ ROLES: dict[Any, Role] = {
 }
 
 
+_CONSTANT_PADDING = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+
+
 def role_of(program: Program, node: fx.Node) -> Role:
     """The role of an operation; a subclass of a module in the table has the role of its base."""
+    if node.op not in ("call_function", "call_module") or _padding_value(program, node) != 0:
+        return Role.FLOAT
     if node.op == "call_function":
         return ROLES.get(node.target, Role.FLOAT)
-    if node.op != "call_module":
-        return Role.FLOAT
     bases = type(program.leaf(node)).__mro__
     return next((ROLES[base] for base in bases if base in ROLES), Role.FLOAT)
 
@@ -145,6 +166,22 @@ def operands(node: fx.Node) -> list[fx.Node]:
     if ROLES.get(node.target) is Role.ATTEND:
         sources = [arg for arg in node.args[:3] if isinstance(arg, fx.Node)]
     return [source for source in sources if holds_floats(source)]
+
+
+def _padding_value(program: Program, node: fx.Node) -> object:
+    """The constant that a node pads with; 0 where it does not, which every grid has."""
+    if node.op == "call_module":
+        leaf = program.leaf(node)
+        return leaf.value if isinstance(leaf, _CONSTANT_PADDING) else 0
+    if node.target is aten.pad.default and _argument(node, 2, "mode", "constant") == "constant":
+        return _argument(node, 3, "value", None) or 0
+    if node.target is aten.constant_pad_nd.default:
+        return _argument(node, 2, "value", 0)
+    return 0
+
+
+def _argument(node: fx.Node, index: int, name: str, default: object) -> object:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
 def holds_floats(node: fx.Node) -> bool:

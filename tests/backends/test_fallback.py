@@ -72,7 +72,7 @@ class Net(nn.Module):
         self.up, self.head = nn.Linear(16, 64), nn.Linear(64, 10)
 
     def forward(self, x):
-        x = torch.relu(self.stem(x))
+        x = nn.functional.pad(torch.relu(self.stem(x)), (0, 1, 0, 1))
         x = nn.functional.hardswish(self.depthwise(x) + self.mix(x))
         x = x.flatten(2).transpose(1, 2)
         x = x + self.attention(x, x, x)[0]

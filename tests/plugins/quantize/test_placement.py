@@ -151,3 +151,40 @@ def test_the_kind_of_grid_can_be_chosen(activations, points):
     net = nn.Sequential(nn.Hardswish(), nn.Linear(4, 4), nn.Hardswish(), nn.Linear(4, 4))
     program, _ = quantized(net, (torch.randn(64, 4) * 2,), activations=activations)
     assert all((leaf.zero_point == 128) is points for leaf in roundings(program).values())
+
+
+class Padded(nn.Module):
+    """Two convolutions with padding between them that the second one cannot express."""
+
+    def __init__(self, padding):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.padding = padding
+        self.second = nn.Conv2d(8, 8, 3, stride=2)
+
+    def forward(self, x):
+        return self.second(self.padding(self.first(x).relu()))
+
+
+def asymmetric(value):
+    return lambda x: torch.nn.functional.pad(x, (0, 1, 0, 1), value=value)
+
+
+@pytest.mark.parametrize(
+    ("padding", "rounded"),
+    [
+        (asymmetric(0.0), "relu"),
+        (nn.ZeroPad2d((0, 1, 0, 1)), "relu"),
+        (nn.ReflectionPad2d((0, 1, 0, 1)), "relu"),
+        (asymmetric(0.3), "pad"),
+        (nn.ConstantPad2d((0, 1, 0, 1), 0.3), "pad"),
+    ],
+    ids=["zeros", "module", "reflection", "constant", "constant module"],
+)
+def test_values_are_rounded_before_they_are_padded_with_zeros(padding, rounded):
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 9, 9)
+    model = Padded(padding)
+    program, _ = quantized(model, (x,))
+    assert any(line.startswith(f"{rounded} ") for line in placement_text(program))
+    assert relative(program(x)[0], model(x)) < 0.02
