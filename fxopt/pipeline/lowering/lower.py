@@ -14,17 +14,14 @@ from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.mixing import MOST_RIVALS, mixtures
 from fxopt.pipeline.lowering.offers import offers
-from fxopt.pipeline.lowering.race import race, race_apart
+from fxopt.pipeline.lowering.race import race, race_again, race_apart, rescale
 from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.tune import leaders, tunings
 from fxopt.pipeline.lowering.tuning import drop_slow, timings, tuning_file
 from fxopt.pipeline.lowering.verify import first_right
-from fxopt.pipeline.lowering.version import REDUCED, Version
+from fxopt.pipeline.lowering.version import Version
 from fxopt.report import RegionRecord
-
-# The caller asked for certain passes: running without them in a lower precision has to be worth it.
-_REDUCED_HANDICAP = 1.03
 
 
 @dataclass(frozen=True)
@@ -79,8 +76,7 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
         if candidate.beaten:
             took = f"{candidate.record.milliseconds:.3g} ms"
             candidate.drop(f"clearly slower in its trial: {took}", slower=True)
-    ranked = sorted((c for c in candidates if c.hopeful), key=_merit)
-    winner = first_right(ranked, plain, before, job)
+    winner = first_right([c for c in candidates if c.hopeful], plain, before, job)
     return _outcome(winner, candidates, before, job)
 
 
@@ -96,13 +92,13 @@ def _try_apart(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candid
     late = tunings(raced, candidates, job)
     screen(late, job, rivals=raced)
     if any(candidate.measured for candidate in late):
-        race_apart([*leaders(raced), *late], job)
+        race_again(leaders(raced), late, raced, job)
     return late
 
 
 def _finalists(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
     """Builds what races in this process: the best that the worker found, and what it cannot try."""
-    elsewhere = sorted((c for c in candidates if c.hopeful and c.measured), key=_merit)
+    elsewhere = sorted((c for c in candidates if c.hopeful and c.measured), key=lambda c: c.merit)
     here = [c for c in candidates if c.hopeful and not c.measured]
     wanted = MOST_RIVALS if job.mix else 1
     for candidate in elsewhere:
@@ -125,21 +121,12 @@ def _race_here(
     best, took = finalists[0], finalists[0].record.milliseconds
     before = race(finalists, job)
     if took is not None:
-        _rescale([c for c in candidates if c.module is None], best.median / took)
+        rescale([c for c in candidates if c.module is None], best.median / took)
     for challengers in (tunings, mixtures):
         late = challengers(finalists, candidates, job)
         candidates += late
         before = _challenge(late, finalists, before, job)
     return before
-
-
-def _rescale(candidates: Sequence[Candidate], factor: float) -> None:
-    """Converts what was measured in the worker, when the machine may have been faster or slower."""
-    for candidate in candidates:
-        if candidate.latency is not None:
-            candidate.timed(candidate.latency.scaled(factor))
-        elif candidate.record.milliseconds is not None:
-            candidate.note(milliseconds=candidate.record.milliseconds * factor)
 
 
 def _challenge(
@@ -155,13 +142,6 @@ def _challenge(
     close = [c for c in leaders(timed) if not c.assignment.native]
     timed += right
     return race([*close, *right], job)
-
-
-def _merit(candidate: Candidate) -> float:
-    """Milliseconds, for ranking; what the passes made is preferred to what merely comes near."""
-    handicap = _REDUCED_HANDICAP if candidate.version.name == REDUCED else 1.0
-    measured = candidate.record.milliseconds
-    return handicap * (math.inf if measured is None else measured)
 
 
 def _plain(version: Version, candidates: Sequence[Candidate], job: LoweringJob) -> Candidate:

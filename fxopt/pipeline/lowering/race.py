@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 
 import torch
@@ -64,3 +65,26 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
             candidate.drop(result.reason)
     if result.culprit:
         race_apart(candidates, job)
+
+
+def race_again(
+    leading: Sequence[Candidate],
+    late: Sequence[Candidate],
+    raced: Sequence[Candidate],
+    job: LoweringJob,
+) -> None:
+    """Races those that came late with the leaders; the others are as far behind as they were."""
+    before = [candidate.median for candidate in leading]
+    race_apart([*leading, *late], job)
+    ratios = [c.median / took for c, took in zip(leading, before, strict=True) if c.hopeful]
+    if ratios:
+        rescale([c for c in raced if c not in leading], statistics.geometric_mean(ratios))
+
+
+def rescale(candidates: Sequence[Candidate], factor: float) -> None:
+    """Converts what was measured earlier, when the machine was faster or slower by ``factor``."""
+    for candidate in candidates:
+        if candidate.latency is not None:
+            candidate.timed(candidate.latency.scaled(factor))
+        elif candidate.record.milliseconds is not None:
+            candidate.note(milliseconds=candidate.record.milliseconds * factor)

@@ -17,18 +17,24 @@ def first_right(
 ) -> Candidate:
     """The fastest candidate that is right at every batch size and is accepted.
 
+    What is built here at last, since a faster one was refused, may turn out slower than the worker
+    had it: then it is another one's turn.
+
     Args:
-        candidates: Fastest first; some are not built in this process yet.
+        candidates: Those that may win; some are not built in this process yet.
         plain: The program as it is: what is kept when nothing else will do.
         before: Latency of the original.
         job: Says what is accepted.
     """
-    for candidate in candidates:
-        if candidate is plain:
-            break
+    left = list(candidates)
+    while left and (candidate := min(left, key=lambda c: c.merit)) is not plain:
         if candidate.module is None:
             before = _build_and_time(candidate, before, job)
-        if candidate.module is None or candidate.median > before.median:
+            if candidate.module is None:
+                left.remove(candidate)
+            continue
+        left.remove(candidate)
+        if candidate.median > before.median:
             continue
         reason = _at_other_sizes(candidate, job)
         if reason is None:

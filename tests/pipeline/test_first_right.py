@@ -1,0 +1,102 @@
+"""Which candidate is kept in the end, when what is built at last takes what a test says."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from fxopt.cost import Latency
+from fxopt.emit import emit
+from fxopt.pipeline.assignment import whole
+from fxopt.pipeline.lowering import exact_version
+from fxopt.pipeline.lowering import race as race_module
+from fxopt.pipeline.lowering import verify as verify_module
+from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.verify import first_right
+from fxopt.plugin import Backend, BackendInfo
+from tests.building import small_cnn
+
+
+@dataclass(frozen=True)
+class Runtime(Backend):
+    setting: int = 0
+    info = BackendInfo("runtime", ("cpu",))
+
+    def lower(self, program, inputs, target):
+        raise AssertionError("must not be called")
+
+
+@dataclass
+class Job:
+    """Two candidates are refused or accepted by what they are."""
+
+    refused: tuple[Candidate, ...] = ()
+    examples = ((),)
+
+    def accept(self, module):
+        return "refused" if module in [c.module for c in self.refused] else None
+
+
+@pytest.fixture
+def candidates():
+    version = exact_version(small_cnn(), [[], []])
+    return [Candidate(version, whole(Runtime(i))) for i in range(4)]
+
+
+def timed(candidate, milliseconds, built=True):
+    candidate.timed(Latency((milliseconds,)))
+    if built:
+        candidate.module = emit(candidate.version.program, ())
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """What each candidate takes once it is built here."""
+    found = {}
+
+    def build_and_time(candidate, before, job):
+        timed(candidate, found[candidate.key])
+        return before
+
+    monkeypatch.setattr(verify_module, "_build_and_time", build_and_time)
+    return found
+
+
+def test_the_fastest_is_kept(candidates, builds):
+    *some, plain = candidates
+    for candidate, took in zip(some, (3.0, 1.0, 2.0), strict=True):
+        timed(candidate, took)
+    assert first_right(candidates, plain, Latency((9.0,)), Job()) is some[1]
+
+
+def test_what_turns_out_slower_once_built_waits_for_its_turn(candidates, builds):
+    first, second, third, plain = candidates
+    timed(first, 1.0)
+    timed(second, 2.0, built=False)
+    timed(third, 3.0)
+    timed(plain, 9.0)
+    builds[second.key] = 4.0
+    assert first_right(candidates, plain, Latency((9.0,)), Job((first,))) is third
+    assert first.record.reason == "refused"
+
+
+def test_nothing_slower_than_the_original_is_kept(candidates, builds):
+    *some, plain = candidates
+    for candidate in some:
+        timed(candidate, 5.0)
+    timed(plain, 6.0)
+    assert first_right(candidates, plain, Latency((4.0,)), Job()) is plain
+
+
+def test_a_second_race_at_another_speed_changes_no_order(candidates, monkeypatch):
+    first, second, late, _ = candidates
+    timed(first, 1.0)
+    timed(second, 1.5)
+
+    def race_apart(racing, job):  # the machine takes twice as long by now
+        assert racing == [first, late]
+        first.timed(Latency((2.0,)))
+        late.timed(Latency((1.9,)))
+
+    monkeypatch.setattr(race_module, "race_apart", race_apart)
+    race_module.race_again([first], [late], [first, second], None)
+    assert [c.median for c in (late, first, second)] == [1.9, 2.0, 3.0]
