@@ -11,8 +11,8 @@ from verdicts import verdict
 
 from fxopt.cost import measure
 
-CLOSE = (0.94, 1.10)
-"""Ratios that a duel is fought over: those beyond are what they are."""
+CLOSE = 0.94
+"""The ratio from which on a duel is fought: what is less is ahead for certain."""
 
 _SECONDS = 45.0
 _TURNS = (16, 60)  # fewest and most of each of the two
@@ -28,7 +28,7 @@ def duel(rows: Sequence[Row], calls: Mapping[str, Call]) -> None:
     """
     for own in [row for row in rows if row.kind != RIVAL and row.measured]:
         best, ratio = (found := verdict(own, rows)).best, found.ratio
-        if best is None or ratio is None or not CLOSE[0] <= ratio <= CLOSE[1]:
+        if best is None or ratio is None or ratio < CLOSE:
             continue
         pair = {row.candidate: calls[row.candidate] for row in (own, best)}
         times = measure(pair, rounds=_turns(own.milliseconds + best.milliseconds), burst=_BURST)

@@ -13,15 +13,25 @@ if TYPE_CHECKING:
     from fxopt.emit import OptimizedModule
     from fxopt.errors import FxoptError
     from fxopt.report import Report
+    from fxopt.training import Training
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["FxoptError", "OptimizedModule", "Report", "__version__", "capture", "optimize"]
+__all__ = [
+    "FxoptError",
+    "OptimizedModule",
+    "Report",
+    "Training",
+    "__version__",
+    "capture",
+    "optimize",
+]
 
 _HOMES = {
     "FxoptError": "fxopt.errors",
     "OptimizedModule": "fxopt.emit",
     "Report": "fxopt.report",
+    "Training": "fxopt.training",
     "capture": "fxopt.api",
     "optimize": "fxopt.api",
 }

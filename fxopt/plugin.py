@@ -27,6 +27,7 @@ from fxopt.ir import (
     is_random,
 )
 from fxopt.passes import Calibration, Context, Exact, Lossy, Milder, Pass, PassInfo
+from fxopt.training import Trained, Trainer
 
 __all__ = [
     "Analysis",
@@ -53,6 +54,8 @@ __all__ = [
     "ScaledDotProductAttention",
     "Target",
     "Tensors",
+    "Trained",
+    "Trainer",
     "export_program",
     "hookimpl",
     "is_aten",

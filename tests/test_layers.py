@@ -15,7 +15,7 @@ ORDER = (
     {"errors"},
     {"ir"},
     {"analysis"},
-    {"cost"},
+    {"cost", "training"},
     {"passes", "backends", "report"},
     {"emit"},
     {"hookspecs"},
@@ -46,7 +46,7 @@ PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.is_d
 HEAVY = (
     "openvino", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "nncf", "torchao", "torchvision",
     "timm", "transformers", "scipy", "sklearn", "pandas", "matplotlib", "mlxtend", "networkx",
-    "rich", "typer", "torch._inductor", "torch._dynamo",
+    "rich", "typer", "accelerate", "torch._inductor", "torch._dynamo",
 )  # fmt: skip
 
 

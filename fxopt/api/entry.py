@@ -31,6 +31,7 @@ from fxopt.ir import tensor_bytes
 from fxopt.passes import Pass, format_passes
 from fxopt.registry import default_registry
 from fxopt.report import Report, save_report
+from fxopt.training import Training
 
 
 def optimize(
@@ -44,7 +45,7 @@ def optimize(
     evaluate: Callable[[nn.Module], float] | None = None,
     max_drop: float | None = None,
     max_drift: float | None = None,
-    training: Any = None,
+    training: Training | None = None,
     backends: Sequence[str] | None = None,
     time_limit: float | None = None,
     workdir: str | Path | None = None,
@@ -71,7 +72,8 @@ def optimize(
         evaluate: Takes a module and returns a score, higher is better.
         max_drop: How much lower than the original's the score may be, in the score's units.
         max_drift: How large the relative output error against the original may be.
-        training: Not there yet: how to fine-tune.
+        training: Data and how to train on them, for passes that train: ``quantize{training=lsq}``.
+            Checkpoints go to ``workdir``.
         backends: Names of the backends that may be tried; by default all that are installed.
         time_limit: Seconds after which no further pass or lowering is begun.
         workdir: A folder for numbered dumps of the program and ``report.json``.
@@ -152,7 +154,7 @@ def _dispatch(model: nn.Module, inputs: Any, request: Request) -> OptimizedModul
         program = capture_program(model, *inputs)
     except CaptureError as error:
         return optimize_parts(model, inputs, request, error)
-    subject = Subject("whole net", twin, program, inputs, request.calibration)
+    subject = Subject("whole net", twin, program, inputs, request.calibration, request.training)
     return _with_report(model, subject, optimize_subject(subject, request), request)
 
 

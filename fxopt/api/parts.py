@@ -54,6 +54,8 @@ class _Attempt:
         self.capture = capture_parts(model, *inputs)
         self.parts: dict[str, Optimized] = {}
         self.notes: list[str] = []
+        if request.training is not None:
+            self.notes.append("nothing was trained: the model was not captured whole")
         self._optimize(request)
         self.module = emit_python(self.capture.model)
         self.quality: Quality = compare_models(self.original, self.module, [inputs])

@@ -18,13 +18,13 @@ from fxopt.errors import InputError, NotYetError
 from fxopt.passes import Exact, Pass
 from fxopt.pipeline.isolation import Isolation, shared_isolation
 from fxopt.registry import Registry
+from fxopt.training import Trainer, Training
 
 _ISOLATION = "FXOPT_ISOLATION"
 """Environment variable: 0 to try backends in the calling process alone."""
 
 _NOT_YET = {
     "latency_ms": "searching to a latency budget",
-    "training": "fine-tuning and distillation",
 }
 
 
@@ -40,6 +40,7 @@ class Request:
         isolation: Where backends are tried first; None to try them in this process alone.
         missing: Backends that cannot be used here, with the reason.
         calibration: The user's batches.
+        training: Trains what passes have changed; None where there are no data for it.
         evaluate: Scores a module; higher is better.
         max_drop: How much lower a score may be.
         max_drift: How large the relative output error may be.
@@ -56,6 +57,7 @@ class Request:
     isolation: Isolation | None
     missing: tuple[tuple[str, str], ...]
     calibration: Iterable[Any] | None
+    training: Trainer | None
     evaluate: Callable[[nn.Module], float] | None
     max_drop: float | None
     max_drift: float | None
@@ -71,6 +73,7 @@ def make_request(
     target: str,
     passes: str | Sequence[Pass] | None,
     calibration: Iterable[Any] | None,
+    training: Training | None,
     evaluate: Callable[[nn.Module], float] | None,
     max_drop: float | None,
     max_drift: float | None,
@@ -99,6 +102,13 @@ def make_request(
             "max_drop limits the drop of a score, and there is no evaluate",
             hint="give evaluate=, a function from a module to a score, or use max_drift",
         )
+    if training is not None and not isinstance(training, Training):
+        raise InputError(
+            f"training is a {type(training).__name__}",
+            hint="pass training=fxopt.Training(data=loader), which says how to train",
+        )
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    folder, show = None if workdir is None else Path(workdir), progress or (lambda line: None)
     found = find_target(target)
     usable, missing = registry.available_backends(found, backends)
     return Request(
@@ -110,14 +120,28 @@ def make_request(
         missing=tuple(missing),
         # several passes and the final comparison walk it, so a one-shot iterator is kept
         calibration=list(calibration) if isinstance(calibration, Iterator) else calibration,
+        training=_trainer(training, seed, folder, deadline, show),
         evaluate=evaluate,
         max_drop=max_drop,
         max_drift=max_drift,
-        deadline=None if time_limit is None else time.monotonic() + time_limit,
-        workdir=None if workdir is None else Path(workdir),
+        deadline=deadline,
+        workdir=folder,
         seed=seed,
-        progress=progress or (lambda line: None),
+        progress=show,
     )
+
+
+def _trainer(
+    training: Training | None,
+    seed: int,
+    workdir: Path | None,
+    deadline: float | None,
+    progress: Callable[[str], None],
+) -> Trainer | None:
+    if training is None:
+        return None
+    folder = None if workdir is None else workdir / "training"
+    return Trainer(training, seed=seed, folder=folder, deadline=deadline, progress=progress)
 
 
 def _isolation(backends: Sequence[Backend]) -> Isolation | None:

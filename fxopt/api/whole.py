@@ -32,6 +32,7 @@ from fxopt.pipeline import (
     run_flat,
 )
 from fxopt.report import PassRecord
+from fxopt.training import Trainer
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Subject:
         program: It, captured.
         inputs: Example inputs, as positional and keyword arguments.
         calibration: Batches for it, as the user's iterable yields them.
+        training: Trains it; None for parts, since the user's data are for the whole.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Subject:
     program: Program
     inputs: Call
     calibration: Any = None
+    training: Trainer | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,7 @@ def _run_passes(
         target=request.target,
         examples=examples,
         calibration=calibration,
+        training=subject.training,
         seed=request.seed,
         progress=request.progress,
     )

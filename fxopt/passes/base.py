@@ -12,6 +12,7 @@ from fxopt.cost import Target
 from fxopt.ir import PassResult, Program
 from fxopt.passes.calibration import Calibration
 from fxopt.passes.info import PassInfo
+from fxopt.training import Trainer
 
 T = TypeVar("T")
 
@@ -24,6 +25,7 @@ class Context:
         target: The machine that the model is optimized for.
         examples: Flat example inputs, at one batch size or at two.
         calibration: Batches to calibrate on; there if the pass declares that it needs them.
+        training: Trains programs as the user asked; there if the pass declares that it needs it.
         seed: For whatever is random.
         progress: Takes a line to show while a long job runs.
     """
@@ -31,6 +33,7 @@ class Context:
     target: Target
     examples: Sequence[Sequence[Any]] = ()
     calibration: Calibration | None = None
+    training: Trainer | None = None
     seed: int = 0
     progress: Callable[[str], None] = lambda line: None
     analyses: Analyses = field(default_factory=Analyses)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxopt.plugin import LeafModule
+from fxopt_quantize.lsq import LearnedWeight, learned_rounding
 from fxopt_quantize.shapes import register
 from fxopt_quantize.weights import QuantizedWeight
 
@@ -35,6 +36,7 @@ class FakeQuantize(LeafModule):
         super().__init__()
         self.scale = scale
         self.zero_point = zero_point
+        self.step: nn.Parameter | None = None  # in training, instead of the scale
 
     @property
     def largest(self) -> float:
@@ -42,6 +44,8 @@ class FakeQuantize(LeafModule):
         return (QMAX - self.zero_point) * self.scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.step is not None:
+            return learned_rounding(x, self.step, self.zero_point, QMIN, QMAX, len(x))
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, QMIN, QMAX)
 
     def extra_repr(self) -> str:
@@ -90,10 +94,14 @@ class QuantLayer(LeafModule):
         self.register_buffer("weight_int8", weight.values)
         self.register_buffer("weight_scale", weight.scale)
         self.register_parameter("bias", _parameter(bias))
+        self.learned: LearnedWeight | None = None  # in training, instead of the integers
 
     @property
     def weight(self) -> torch.Tensor:
         """The weights in float, on the grid of their int8 values."""
+        if self.learned is not None:
+            rounded: torch.Tensor = self.learned()
+            return rounded
         return self.weight_int8.to(self.weight_scale.dtype) * self.weight_scale
 
 

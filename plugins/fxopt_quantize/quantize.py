@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -14,7 +14,6 @@ from torch import fx, nn
 from fxopt.plugin import (
     CalibrationError,
     Context,
-    Edit,
     Lossy,
     Milder,
     Pass,
@@ -26,16 +25,19 @@ from fxopt.plugin import (
 from fxopt_quantize.adaround import adaround
 from fxopt_quantize.bias import BiasErrors
 from fxopt_quantize.calibrate import Observer, Watch, observe, values_of
-from fxopt_quantize.calibrators import Calibrator, activation_grid, new_observer
-from fxopt_quantize.equalize import Equalization, Equalizer, bound_of
+from fxopt_quantize.calibrators import Calibrator, activation_grid
+from fxopt_quantize.equalize import Equalization, Equalizer
 from fxopt_quantize.gptq import gptq
 from fxopt_quantize.histogram import ChannelRange
 from fxopt_quantize.layers import LayerFactory, refusal
+from fxopt_quantize.learn import learn
 from fxopt_quantize.modules import FakeQuantize, FakeQuantizePerChannel, QuantLayer
 from fxopt_quantize.moments import InputMoments
-from fxopt_quantize.placement import Placement, Site, place
+from fxopt_quantize.placement import Site, place
 from fxopt_quantize.ranges import channel_grids
-from fxopt_quantize.rules import Role, operands, role_of
+from fxopt_quantize.ready import Ready
+from fxopt_quantize.rewrite import round_activations
+from fxopt_quantize.rules import Role, role_of
 from fxopt_quantize.sensitivity import (
     Sensitivities,
     Sensitivity,
@@ -43,14 +45,12 @@ from fxopt_quantize.sensitivity import (
     ranked,
     shares,
 )
+from fxopt_quantize.sites import Activations, Depthwise, observers_of, unify
 from fxopt_quantize.smooth import Smoother, Strength
 from fxopt_quantize.weights import largest_integer
 
-Activations = Literal["auto", "asymmetric", "symmetric"]
-Depthwise = Literal["tensor", "channel"]
 Rounding = Literal["nearest", "gptq", "adaround"]
-
-_EPSILON = 1e-6  # relative; what float32 makes of a grid that ends at a bound
+Learning = Literal["off", "lsq"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ class Quantize(Pass):
             Transposed convolutions get the nearest one.
         bias_correction: Whether biases make up for the shift that rounding gives to the mean of a
             layer's outputs (Nagel et al. 2019); takes a second run over the calibration data.
+        training: Whether weights, biases and scales are then trained as the integers that they
+            become: quantization-aware training by learned step sizes (``lsq``, Esser et al.
+            2020), on the data of ``fxopt.optimize(training=)``. Where those have no labels, the
+            program learns to give the outputs that it gave in float.
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
     """
 
@@ -106,6 +110,7 @@ class Quantize(Pass):
     weight_bits: int = 8
     rounding: Rounding = "nearest"
     bias_correction: bool = True
+    training: Learning = "off"
     skip: tuple[str, ...] = ()
 
     info: ClassVar[PassInfo] = PassInfo(
@@ -135,23 +140,28 @@ class Quantize(Pass):
 
         Raises:
             CalibrationError: There are no calibration data, or they cannot be used.
-            PassError: ``skip`` names a layer that does not exist.
+            PassError: ``skip`` names a layer that does not exist, or there is nothing to train on.
         """
+        self._check_training(context)
+        original = program.clone() if self.training != "off" else program
         self._rescale(program, context)
         ready = self._prepare(program, context)
         if self.rounding != "nearest":
             self._round_weights(program, context, ready)
         if self.bias_correction:
             self._correct_biases(program, context, ready)
+        weights = {m: program.leaf(n).get_parameter("weight") for n, m in ready.layers.items()}
         with program.edit() as edit:
             for node, reason in ready.refused.items():
                 edit.refuse(node, reason)
-            _round_activations(edit, program, ready.placement, ready.roundings)
+            round_activations(edit, program, ready.placement, ready.roundings)
             for node, layer in ready.layers.items():
                 edit.replace(node, layer, *node.args, **node.kwargs)
+        trained = self._train(program, context, ready, weights, original)
         count, kind = len(ready.layers), self.calibrator
         return edit.result(
-            f"{count} layers int8{self._weights()}, per channel, {kind} of {ready.samples} samples",
+            f"{count} layers int8{self._weights()}, per channel, {kind} of {ready.samples} samples"
+            + trained,
             layers=count,
             float_layers=len(ready.refused),
             activations=len(ready.placement.sites),
@@ -178,25 +188,25 @@ class Quantize(Pass):
         """
         ready = self._prepare(program, context)
         assert context.calibration is not None
-        found = Sensitivities(program, ready.layers, dict(_inputs(ready)), seed=context.seed)
+        found = Sensitivities(program, ready.layers, dict(ready.inputs()), seed=context.seed)
         for batch, samples in few_samples(program, context.calibration):
             found.update(batch, samples)
             context.progress(f"measuring sensitivities: {samples} samples")
         return found.found()
 
-    def _prepare(self, program: Program, context: Context) -> _Ready:
+    def _prepare(self, program: Program, context: Context) -> Ready:
         """All that takes calibration data but for the biases."""
         refused = self._refused(program)
         placement = place(program, [node for node in _layers(program) if node not in refused])
-        _unify(placement, self.activations, self.depthwise)
-        observers = _observers(placement, self.calibrator)
+        unify(placement, self.activations, self.depthwise)
+        observers = observers_of(placement, self.calibrator)
         seen = self._observe(program, context, values_of(observers), "calibrating")
         roundings = {
             site.value: self._rounding(site, observers[site.value]) for site in placement.sites
         }
         factory = LayerFactory(self.weight_bits)
         layers = {node: factory.quantized(program.leaf(node)) for node in placement.layers}
-        return _Ready(refused, placement, roundings, layers, seen)
+        return Ready(refused, placement, roundings, layers, seen)
 
     def _observe(self, program: Program, context: Context, watch: Watch, task: str) -> int:
         if context.calibration is None:
@@ -242,9 +252,9 @@ class Quantize(Pass):
         )
         return FakeQuantize(grid.scale, grid.zero_point)
 
-    def _round_weights(self, program: Program, context: Context, ready: _Ready) -> None:
+    def _round_weights(self, program: Program, context: Context, ready: Ready) -> None:
         choose = {"gptq": gptq, "adaround": adaround}[self.rounding]
-        moments = InputMoments(ready.layers, dict(_inputs(ready)))
+        moments = InputMoments(ready.layers, dict(ready.inputs()))
         self._observe(program, context, moments, "gathering moments")
         weights = {node: program.leaf(node).get_parameter("weight") for node in ready.layers}
         with torch.no_grad():
@@ -258,11 +268,40 @@ class Quantize(Pass):
         bits = "" if self.weight_bits == 8 else f" with {self.weight_bits}-bit weights"
         return bits + ("" if self.rounding == "nearest" else f" by {self.rounding}")
 
-    def _correct_biases(self, program: Program, context: Context, ready: _Ready) -> None:
+    def _correct_biases(self, program: Program, context: Context, ready: Ready) -> None:
         with torch.no_grad():
-            errors = BiasErrors(ready.layers, dict(_inputs(ready)))
+            errors = BiasErrors(ready.layers, dict(ready.inputs()))
             self._observe(program, context, errors, "correcting biases")
             errors.correct()
+
+    def _check_training(self, context: Context) -> None:
+        if self.training != "off" and context.training is None:
+            raise PassError(
+                f"quantize{{training={self.training}}} needs data to train on",
+                hint="pass training=fxopt.Training(data=loader) to fxopt.optimize",
+            )
+
+    def _train(
+        self,
+        program: Program,
+        context: Context,
+        ready: Ready,
+        weights: Mapping[QuantLayer, torch.Tensor],
+        original: Program,
+    ) -> str:
+        """Trains the quantized program if that is asked for; a text for the report."""
+        if self.training == "off" or context.training is None:
+            return ""
+        trained = learn(
+            program,
+            context.training,
+            layers=list(weights),
+            weights=weights,
+            roundings=ready.groups(),
+            limit=largest_integer(self.weight_bits),
+            original=original,
+        )
+        return f", trained for {trained}"
 
     def _refused(self, program: Program) -> dict[fx.Node, str]:
         """The layers that stay in float, with reasons."""
@@ -273,25 +312,6 @@ class Quantize(Pass):
             if any(fnmatch.fnmatchcase(str(node.target), pattern) for pattern in self.skip):
                 reasons[node] = "named in skip"
         return {node: reason for node, reason in reasons.items() if reason is not None}
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """What is decided once the data were seen.
-
-    Attributes:
-        refused: The layers that stay in float, with reasons.
-        placement: Where values are rounded.
-        roundings: What rounds them.
-        layers: The counterparts of the layers in int8.
-        samples: How many samples were seen.
-    """
-
-    refused: Mapping[fx.Node, str]
-    placement: Placement
-    roundings: Mapping[fx.Node, nn.Module]
-    layers: Mapping[fx.Node, QuantLayer]
-    samples: int
 
 
 def _layers(program: Program) -> list[fx.Node]:
@@ -306,63 +326,3 @@ def _check_patterns(patterns: tuple[str, ...], names: list[str]) -> None:
                 f"quantize: skip names {pattern!r}, but there is no such layer",
                 hint=f"did you mean {close[0]!r}?" if close else "use qualified names of layers",
             )
-
-
-def _unify(placement: Placement, activations: Activations, depthwise: Depthwise) -> None:
-    """Makes sites that share a scale agree on its kind."""
-    groups: dict[int, list[Site]] = {}
-    for site in placement.sites:
-        groups.setdefault(site.group, []).append(site)
-    for sites in groups.values():
-        wished = any(site.symmetric for site in sites)
-        linear = all(site.linear for site in sites)
-        for site in sites:
-            site.linear = linear
-            site.symmetric = wished if activations == "auto" else activations == "symmetric"
-            site.per_channel &= depthwise == "channel" and len(sites) == 1
-
-
-def _observers(placement: Placement, calibrator: Calibrator) -> dict[fx.Node, Observer]:
-    """An observer for each site; sites that share a scale share theirs."""
-    by_group: dict[int, Observer] = {}
-    for site in placement.sites:
-        if site.group not in by_group:
-            observer = ChannelRange() if site.per_channel else new_observer(calibrator)
-            by_group[site.group] = observer
-    return {site.value: by_group[site.group] for site in placement.sites}
-
-
-def _round_activations(
-    edit: Edit, program: Program, placement: Placement, roundings: Mapping[fx.Node, nn.Module]
-) -> None:
-    for site in placement.sites:
-        rounding = roundings[site.value]
-        source = _without_bound(program, site.value, rounding)
-        rounded = edit.call(rounding, source, before=site.takers[0])
-        for taker in site.takers:
-            _swap_input(edit, taker, site.value, rounded)
-
-
-def _without_bound(program: Program, node: fx.Node, rounding: nn.Module) -> fx.Node:
-    """What is bounded, where rounding cuts off at least as much."""
-    bound = bound_of(program, node)
-    if bound is None or not isinstance(rounding, FakeQuantize):
-        return node
-    return bound[0] if rounding.largest <= bound[1] * (1 + _EPSILON) else node
-
-
-def _inputs(ready: _Ready) -> Iterator[tuple[fx.Node, nn.Module]]:
-    """What rounds the input of each layer, be it some operations earlier."""
-    for node in ready.layers:
-        source = node.all_input_nodes[0]
-        while source not in ready.roundings and operands(source):
-            source = operands(source)[0]  # rounding has moved up through what only moves values
-        yield node, ready.roundings[source]
-
-
-def _swap_input(edit: Edit, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
-    def swap(node: fx.Node) -> fx.Node:
-        return new if node is old else node
-
-    args, kwargs = fx.map_arg((user.args, user.kwargs), swap)
-    edit.set_arguments(user, *args, **kwargs)

@@ -60,7 +60,7 @@ def untouched(model):
         ({"evaluate": lambda module: 1 / 0}, InputError, "evaluate raised ZeroDivisionError"),
         ({"evaluate": lambda module: "good"}, InputError, "no number"),
         ({"latency_ms": 5.0}, NotYetError, "not there yet"),
-        ({"training": object()}, NotYetError, "not there yet"),
+        ({"training": object()}, InputError, "pass training=fxopt.Training"),
     ],
 )
 def test_arguments(model, x, arguments, error, says):

@@ -16,9 +16,9 @@ from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
 from fxopt.pipeline.lowering.version import Version
 
-# A single measurement on a machine whose speed changes says no more than this; the race between
-# those that are left decides the rest.
-_CLOSE = 2.0
+# A single measurement on a machine that may run at half its speed for seconds says no more than
+# this; the race between those that are left decides the rest, and soon where they differ so much.
+_CLOSE = 4.0
 
 # Building it again here, and again for another batch size, takes the best one so many times as
 # long as its trial at most.

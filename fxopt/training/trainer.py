@@ -1,0 +1,103 @@
+"""The trainer that passes are given."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxopt.errors import InputError
+from fxopt.ir import Program
+from fxopt.training.loop import Loop, Trained
+from fxopt.training.settings import Training
+
+__all__ = ["Objective", "Trained", "Trainer"]
+
+Objective = Callable[[Sequence[Any], Sequence[Any], Any], torch.Tensor]
+"""From flat outputs, flat inputs and a batch's target to a scalar."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains programs as the user asked for.
+
+    Attributes:
+        settings: What the user asked for.
+        seed: For the order of the data, and whatever is random in training.
+        folder: Where checkpoints go; without it there are none. A training that was cut short
+            goes on from there, to the weights that it would have had in one go.
+        deadline: ``time.monotonic()`` at which training ends.
+        progress: Takes a line to show.
+    """
+
+    settings: Training
+    seed: int = 0
+    folder: Path | None = None
+    deadline: float | None = None
+    progress: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("accelerate") is None:
+            raise InputError(
+                "training= needs accelerate, which is not installed",
+                hint="pip install 'fxopt[training]'",
+            )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the data have labels, and a loss that judges by them."""
+        return self.settings.loss is not None
+
+    def train(
+        self,
+        program: Program,
+        *,
+        name: str = "training",
+        objective: Objective | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> Trained:
+        """Trains the parameters of a program in place.
+
+        Those that do not ask for gradients stay as they are, unless none asks: then the model was
+        frozen for inference, and all floating ones are trained. The program is in training mode
+        meanwhile, and as it was afterwards.
+
+        Args:
+            program: Its weights are changed.
+            name: Of this training, unique among those of one call of ``optimize``.
+            objective: What is minimised instead of the user's loss.
+            after_step: Called after each step, for what must hold of the weights.
+
+        Raises:
+            InputError: The data cannot be used, or there is neither a loss nor an objective.
+            RuntimeError: The model itself fails on the data.
+        """
+        loop = Loop(
+            program,
+            self.settings,
+            objective or self._loss(program),
+            name=name,
+            seed=self.seed,
+            path=None if self.folder is None else self.folder / f"{name}.pt",
+            deadline=self.deadline,
+            progress=self.progress,
+            after_step=after_step or (lambda: None),
+        )
+        return loop.run()
+
+    def _loss(self, program: Program) -> Objective:
+        criterion = self.settings.criterion
+        if criterion is None:
+            raise InputError(
+                "training: there is no loss to train with",
+                hint="give Training(loss=), or a pass that learns from the original model",
+            )
+
+        def objective(outputs: Sequence[Any], inputs: Sequence[Any], target: Any) -> torch.Tensor:
+            return criterion(program.signature.unflatten(outputs), target)
+
+        return objective
