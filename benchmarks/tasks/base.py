@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ class Task:
         score: From all outputs, in the order of the batches, to points of 100.
         metric: What the score is.
         count: How many answers the score counts.
+        training: Pairs of inputs and labels, other than those it is scored on; empty where there
+            are none.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Task:
     score: Callable[[torch.Tensor], float]
     metric: str
     count: int
+    training: Iterable[Any] = ()
 
     @property
     def example(self) -> Inputs:

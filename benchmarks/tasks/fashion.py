@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from tasks.base import Task, accuracy, split
 
@@ -94,8 +95,16 @@ def fashion(name: str, cache: Path) -> Task:
         cache.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), path)
     batches, calibration = split(test, 250), split(train[:512], 32)
-    count = len(labels)
-    return Task(name, model.eval(), batches, calibration, accuracy(labels), "accuracy", count)
+    return Task(
+        name,
+        model.eval(),
+        batches,
+        calibration,
+        accuracy(labels),
+        "accuracy",
+        len(labels),
+        DataLoader(TensorDataset(train, train_labels), batch_size=128, shuffle=True),
+    )
 
 
 def _read(part: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The public functions."""
 
 from fxopt.api.entry import capture, optimize
+from fxopt.api.saving import load, save
 
-__all__ = ["capture", "optimize"]
+__all__ = ["capture", "load", "optimize", "save"]

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxopt.api.parts import optimize_parts
 from fxopt.api.request import Request, make_request
+from fxopt.api.saving import Source, keep_source
 from fxopt.api.whole import (
     Optimized,
     Subject,
@@ -181,7 +182,8 @@ def _with_report(
         score_after=optimized.score_after,
         notes=(*subject.program.notes, *missing_notes(request)),
     )
-    return optimized.module.attach(report)
+    source = Source(optimized.program, lowered.assignment, tuple(argument_names(model)))
+    return keep_source(optimized.module.attach(report), source)
 
 
 def missing_notes(request: Request) -> list[str]:

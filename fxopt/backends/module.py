@@ -147,7 +147,7 @@ class LoweredModule(LeafModule):
         self._warned = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LoweredModule:
-        twin = LoweredModule(self._program.clone(), self._backend, self._target)
+        twin = LoweredModule(self._program.clone(memo), self._backend, self._target)
         memo[id(self)] = twin
         twin.check_with(self._check)
         return twin.train(self.training)

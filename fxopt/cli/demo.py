@@ -40,8 +40,7 @@ def demo(
         "evaluate": lambda module: accuracy(module, digits),
         "seed": seed,
     }
-    report = run(model, (digits.test_images[:batch],), arguments)
-    show(report, json)
+    show(run(model, (digits.test_images[:batch],), arguments).report, json)
 
 
 def _trained(digits: Digits, width: int, epochs: int, seed: int) -> Any:

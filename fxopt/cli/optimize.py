@@ -24,6 +24,7 @@ from fxopt.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from fxopt.emit import OptimizedModule
     from fxopt.report import Report
 
 
@@ -48,10 +49,14 @@ def optimize(
     workdir: Annotated[
         Path | None, typer.Option(help="Keeps dumps of the program after each pass there.")
     ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Writes the optimized model there, for fxopt.load.")
+    ] = None,
     json: Json = None,
     seed: Seed = 0,
 ) -> None:
     """Makes a model faster on this machine, and prints what was done and what it cost."""
+    import fxopt
     from fxopt.cli.inputs import load_calibration, parse_inputs
     from fxopt.cli.locate import locate
     from fxopt.cli.model import load_model
@@ -71,19 +76,20 @@ def optimize(
         "seed": seed,
     }
     module = load_model(model, weights, seed)
-    report = run(module, parse_inputs(input or [], seed), arguments)
-    show(report, json)
+    optimized = run(module, parse_inputs(input or [], seed), arguments)
+    show(optimized.report, json)
+    if save is not None:
+        fxopt.save(optimized, save)
 
 
-def run(model: Any, inputs: Any, arguments: dict[str, Any]) -> Report:
+def run(model: Any, inputs: Any, arguments: dict[str, Any]) -> OptimizedModule:
     """Optimizes with a line on stderr that says what is being done."""
     import fxopt
 
     with Console(stderr=True).status("capturing") as status:
-        optimized = fxopt.optimize(
+        return fxopt.optimize(
             model, inputs, progress=lambda line: status.update(escape(line)), **arguments
         )
-    return optimized.report
 
 
 def show(report: Report, path: Path | None) -> None:

@@ -86,11 +86,18 @@ class Program:
         """A context in which the graph may be changed; see :class:`fxopt.ir.edit.Edit`."""
         return Edit(self)
 
-    def clone(self) -> Program:
-        """A program with its own graph, modules and weights; tied weights stay tied."""
-        twin = Program(copy.deepcopy(self.module), self.signature, self.notes)
+    def clone(self, memo: dict[int, Any] | None = None) -> Program:
+        """A program with its own graph, modules and weights; tied weights stay tied.
+
+        Args:
+            memo: As of ``copy.deepcopy``, where the program is copied as part of something else.
+        """
+        twin = Program(copy.deepcopy(self.module, memo), self.signature, self.notes)
         twin.rewrite_limit = self.rewrite_limit
         return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self.clone(memo)
 
     def verify(self) -> None:
         """Checks every invariant.

@@ -240,9 +240,8 @@ class Quantize(Pass):
     def _rounding(self, site: Site, observer: Observer) -> nn.Module:
         """What rounds a value."""
         if isinstance(observer, ChannelRange):
-            dtype = site.value.meta["val"].dtype
             scale, zero_point = channel_grids(observer.minimum, observer.maximum)
-            return FakeQuantizePerChannel(scale.to(dtype), zero_point)
+            return FakeQuantizePerChannel(scale.float(), zero_point)  # torch takes no others
         grid = activation_grid(
             observer,
             self.calibrator,

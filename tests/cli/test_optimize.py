@@ -1,7 +1,9 @@
 import json
 
 import pytest
+import torch
 
+import fxopt as api
 from fxopt.report import report_from_json
 
 QUICK = ("--input", "2x3x16x16", "--backend", "eager")
@@ -16,6 +18,15 @@ def test_prints_the_report_and_writes_it(fxopt, models, tmp_path):
     assert [record.name for record in report.passes] == ["cleanup"]
     assert report.inputs == "2x3x16x16, any batch"
     assert json.loads(path.read_text())["model"] == "Net"
+
+
+def test_saves_what_can_be_loaded(fxopt, models, tmp_path):
+    path = tmp_path / "net.fxopt"
+    result = fxopt("optimize", f"{models}:Net", *QUICK, "--passes", "cleanup", "--save", path)
+    assert result.exit_code == 0, result.output
+    loaded = api.load(path)
+    assert loaded.report.model == "Net"
+    assert torch.isfinite(loaded(torch.randn(3, 3, 16, 16))).all()
 
 
 def test_workdir_keeps_dumps(fxopt, models, tmp_path):

@@ -1,7 +1,7 @@
 """Programs as files: one safetensors file with weights and graph, which holds no code."""
 
 from fxopt.ir.saving.container import read_container, write_container
-from fxopt.ir.saving.loading import load_program
+from fxopt.ir.saving.loading import load_beside, load_program
 from fxopt.ir.saving.storing import save_program
 from fxopt.ir.saving.tensors import TensorReader, TensorWriter
 from fxopt.ir.saving.values import decode, encode
@@ -11,6 +11,7 @@ __all__ = [
     "TensorWriter",
     "decode",
     "encode",
+    "load_beside",
     "load_program",
     "read_container",
     "save_program",

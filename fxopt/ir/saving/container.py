@@ -64,14 +64,25 @@ def read_container(
     Raises:
         SavingError: It cannot be read, is not of this kind, is damaged, or of a newer version.
     """
+    document = read_document(path, kind)
+    with _explained(path), safetensors.safe_open(path, framework="pt") as file:
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
+    return document, tensors
+
+
+def read_document(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """The document of a file, without the tensors.
+
+    Raises:
+        SavingError: As for :func:`read_container`.
+    """
     with _explained(path):
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            _check(metadata, path, kind)
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-        document = json.loads(metadata["document"])
-    return document, tensors
+        _check(metadata, path, kind)
+        document: dict[str, Any] = json.loads(metadata["document"])
+    return document
 
 
 def _check(metadata: Mapping[str, str], path: str | os.PathLike[str], kind: str) -> None:

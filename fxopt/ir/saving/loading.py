@@ -12,7 +12,7 @@ from torch import fx
 
 from fxopt.errors import FxoptError, SavingError
 from fxopt.ir.program import Program
-from fxopt.ir.saving.container import read_container
+from fxopt.ir.saving.container import read_container, read_document
 from fxopt.ir.saving.modules import ModuleReader
 from fxopt.ir.saving.sizes import SizeReader
 from fxopt.ir.saving.specs import load_spec
@@ -44,6 +44,16 @@ def load_program(path: str | os.PathLike[str], *, packages: Collection[str] = ()
         program = _build(document, stored, packages)
         program.verify()
     return program
+
+
+def load_beside(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What :func:`save_program` was given to keep beside the program; of any form, if foreign.
+
+    Raises:
+        SavingError: The file cannot be read, is damaged, or is none of these.
+    """
+    with _explained(path):
+        return dict(read_document(path, KIND).get("beside") or {})
 
 
 def _build(document: Mapping[str, Any], stored: Any, packages: Collection[str]) -> Program:

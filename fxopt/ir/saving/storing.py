@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 KIND = "program"
 
 
-def save_program(program: Program, path: str | os.PathLike[str]) -> None:
+def save_program(
+    program: Program, path: str | os.PathLike[str], beside: Mapping[str, Any] | None = None
+) -> None:
     """Writes a program to one safetensors file: its tensors, and its graph as JSON.
 
     Nothing is pickled, and the file holds no code. Tensors that are shared are stored once. A leaf
@@ -34,6 +37,7 @@ def save_program(program: Program, path: str | os.PathLike[str]) -> None:
     Args:
         program: It is not changed.
         path: Where to; a file that is there is replaced.
+        beside: What else the file should hold, such as JSON can; see :func:`load_beside`.
 
     Raises:
         SavingError: Something in the program has no form in a file; the error names the node.
@@ -59,6 +63,7 @@ def save_program(program: Program, path: str | os.PathLike[str]) -> None:
         "signature": {"inputs": specs[0], "outputs": specs[1], "batch": signature.batch},
         "notes": [*program.notes, *map(_note, sorted(modules.vanished.items()))],
         "torch": str(torch.__version__),
+        "beside": dict(beside or {}),
     }
     write_container(path, KIND, document, tensors.stored)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from fxopt.pipeline.lowering.verify import first_right
 from fxopt.pipeline.lowering.version import Version
 from fxopt.report import RegionRecord
 
+# So close to the best one in the worker, a candidate that builds fast is built and raced here too.
+_CLOSE = 1.05
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -31,6 +35,7 @@ class Lowered:
     Attributes:
         module: The emitted module.
         version: Name of the version that it runs.
+        assignment: Which backend takes what of it.
         record: For the report.
         before: Latency of the original.
         after: Latency of ``module``.
@@ -38,6 +43,7 @@ class Lowered:
 
     module: OptimizedModule
     version: str
+    assignment: Assignment
     record: RegionRecord
     before: Latency
     after: Latency
@@ -100,15 +106,22 @@ def _finalists(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candid
     """Builds what races in this process: the best that the worker found, and what it cannot try."""
     elsewhere = sorted((c for c in candidates if c.hopeful and c.measured), key=lambda c: c.merit)
     here = [c for c in candidates if c.hopeful and not c.measured]
-    wanted = MOST_RIVALS if job.mix else 1
+    built: list[Candidate] = []
     for candidate in elsewhere:
-        build(candidate, job)
-        wanted -= candidate.hopeful
-        if not wanted:
+        if job.mix and len(built) == MOST_RIVALS:
             break
+        if job.mix or not built or _is_close(candidate, built):
+            build(candidate, job)
+            built += [candidate] if candidate.hopeful else []
     for candidate in here:
         build(candidate, job)
     return [c for c in (*elsewhere, *here) if c.module is not None]
+
+
+def _is_close(candidate: Candidate, built: Sequence[Candidate]) -> bool:
+    """Whether it may be the best after all, and is worth building to find out."""
+    best = built[0].merit
+    return len(built) == 1 and not candidate.builds_slowly and candidate.merit <= _CLOSE * best
 
 
 def _race_here(
@@ -116,12 +129,17 @@ def _race_here(
 ) -> Latency:
     """Races the finalists and the original, then what else may beat them.
 
-    What has raced in the worker alone is taken to be as far behind the best one as it was there.
+    What has raced in the worker alone is taken to be as far behind the others as it was there.
     """
-    best, took = finalists[0], finalists[0].record.milliseconds
+    elsewhere = {c: c.latency for c in finalists if c.latency is not None}
     before = race(finalists, job)
-    if took is not None:
-        rescale([c for c in candidates if c.module is None], best.median / took)
+    if elsewhere:
+        ratios = [candidate.median / took.median for candidate, took in elsewhere.items()]
+        factor = statistics.geometric_mean(ratios)
+        rescale([c for c in candidates if c.module is None], factor)
+        for candidate, took in elsewhere.items():  # two races tell more than one
+            assert candidate.latency is not None
+            candidate.timed(candidate.latency.joined(took.scaled(factor)))
     for challengers in (tunings, mixtures):
         late = challengers(finalists, candidates, job)
         candidates += late
@@ -165,4 +183,6 @@ def _outcome(
     record = RegionRecord(
         job.name, operations, winner.record, tuple(candidate.record for candidate in ranked)
     )
-    return Lowered(winner.module, winner.version.name, record, before, winner.latency)
+    return Lowered(
+        winner.module, winner.version.name, winner.assignment, record, before, winner.latency
+    )

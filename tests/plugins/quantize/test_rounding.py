@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from fxopt_quantize.gptq import gptq
 from fxopt_quantize.layers import LayerFactory
 from fxopt_quantize.modules import QuantConv, QuantLinear
 from fxopt_quantize.moments import InputMoments
+from fxopt_quantize.weights import quantize_weight
 from tests.plugins.quantize.support import modules, quantized, relative
 
 ROUNDERS = {"gptq": gptq, "adaround": adaround}
@@ -157,3 +159,24 @@ def test_coarse_weights_cost_less_when_rounded_well(rounding):
 def test_bits_out_of_range(bits):
     with pytest.raises(ValueError, match="between 2 and 8"):
         quantized(Small(), (torch.randn(2, 3, 10, 10),), weight_bits=bits)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_range_of_few_levels_is_the_one_of_least_error(bits):
+    """Beside an exhaustive search in NumPy."""
+    torch.manual_seed(0)
+    weight = torch.randn(5, 400, dtype=torch.float64)
+    weight[2] = 0
+    weight[3, 7] = 40.0
+    limit = 2 ** (bits - 1) - 1
+    found = quantize_weight(weight, bits=bits)
+    for row, values, scale in zip(weight.numpy(), found.values, found.scale, strict=True):
+        error = np.square(values.numpy() * float(scale) - row).sum()
+        largest = np.abs(row).max() or 1.0
+        shares = [1.0] if bits == 8 else np.linspace(1 / 3, 1, 400)
+        tried = [
+            np.square(np.clip(np.rint(row / s), -limit, limit) * s - row).sum()
+            for s in (share * largest / limit for share in shares)
+        ]
+        assert error <= 1.02 * min(tried)
+    assert not found.values[2].any()

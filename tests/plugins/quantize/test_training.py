@@ -122,11 +122,11 @@ def quantized(trained, data=None):
 
 def test_training_brings_back_what_few_bits_cost(trained):
     before, static = loss(trained), loss(quantized(trained)[0])
-    training = Training(batches(), epochs=3, learning_rate=1e-3)
+    training = Training(batches(), epochs=6, learning_rate=3e-3)
     program, result = quantized(trained, training)
     assert static > before + 0.05
     assert loss(program) < before + 0.3 * (static - before)
-    assert "trained for 3 epochs" in result.summary
+    assert "trained for 6 epochs" in result.summary
 
 
 def test_without_labels_the_outputs_are_learned(trained):

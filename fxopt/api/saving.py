@@ -1,0 +1,115 @@
+"""Optimized models as files, which hold weights, a graph and a report, and no code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fxopt.cost import find_target
+from fxopt.emit import OptimizedModule, emit
+from fxopt.errors import SavingError
+from fxopt.ir import Program
+from fxopt.ir.saving import load_beside, load_program, save_program
+from fxopt.ir.saving.values import UnsavableError
+from fxopt.pipeline.assignment import Assignment
+from fxopt.pipeline.isolation.records import assignment_from_json, assignment_to_json
+from fxopt.registry import default_registry
+from fxopt.report import report_from_json, report_to_json
+
+_SOURCE = "fxopt_source"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an optimized module was made from.
+
+    Attributes:
+        program: What it runs.
+        assignment: Which backend takes what of it.
+        names: Names of the positional arguments of the user's ``forward``.
+    """
+
+    program: Program
+    assignment: Assignment
+    names: tuple[str, ...]
+
+
+def keep_source(module: OptimizedModule, source: Source) -> OptimizedModule:
+    """Keeps with a module what it takes to save it, through copies too."""
+    module.meta[_SOURCE] = source
+    return module
+
+
+def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
+    """Writes an optimized model to one safetensors file, with its report and choice of backends.
+
+    The weights are those that it has now. The file holds no compiled code, which would fit this
+    machine alone, and nothing that is executed when it is read.
+
+    Args:
+        module: As :func:`fxopt.optimize` returned it, or a copy.
+        path: Where to; a file that is there is replaced.
+
+    Raises:
+        SavingError: A part of the model stayed Python, or something in it has no form in a file.
+    """
+    source = module.meta.get(_SOURCE)
+    if not isinstance(source, Source):
+        raise SavingError(
+            "this model cannot be saved: it was not captured whole, so a part of it is Python",
+            hint="optimize and save the parts that can be captured, or save its state_dict()",
+        )
+    program = source.program.clone()
+    program.module.load_state_dict(module.state_dict(), strict=False)  # it may have been trained
+    try:
+        shares = assignment_to_json(source.assignment, default_registry())
+    except UnsavableError as error:
+        raise SavingError(f"this model cannot be saved because of {error}") from error
+    beside = {
+        "shares": shares,
+        "names": list(source.names),
+        "report": json.loads(report_to_json(module.report)),
+    }
+    save_program(program, path, beside)
+
+
+def load(path: str | os.PathLike[str], *, lowered: bool = True) -> OptimizedModule:
+    """Reads a model that :func:`save` wrote. The class of the original is not needed.
+
+    Its regions run on the backends that were found to be the fastest where it was optimized, and
+    are compiled on the first call.
+
+    Args:
+        path: The file.
+        lowered: Whether to do so; if not, everything runs as plain torch, anywhere.
+
+    Raises:
+        SavingError: The file cannot be read, is damaged, or needs a plugin that is not installed.
+        InputError: No plugin brings the backend that it runs on.
+        BackendError: That backend is not installed, or does not run on this machine.
+    """
+    registry, target = default_registry(), find_target("cpu")
+    packages = {plugin.origin.module.partition(".")[0] for plugin in registry.plugins}
+    program, beside = load_program(path, packages=packages), load_beside(path)
+    with _explained(path):
+        names = tuple(str(name) for name in beside["names"])
+        report = report_from_json(json.dumps(beside["report"]))
+        shares = list(beside["shares"]) if lowered else []
+        backends = [str(share["backend"]) for share in shares]
+    if backends:
+        registry.available_backends(target, backends)
+    with _explained(path):
+        assignment = assignment_from_json(shares, registry)
+    module = emit(assignment.applied(program, target), names).attach(report)
+    return keep_source(module, Source(program, assignment, names))
+
+
+@contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SavingError(f"{path} is damaged, or no optimized model: {error!r}") from error
