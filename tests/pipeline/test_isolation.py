@@ -218,7 +218,15 @@ def test_threads_take_turns(trial):
     assert results["is wrong"].latency is None
 
 
-def test_interrupting_the_caller_ends_the_worker(isolation, trial, tmp_path):
+@pytest.fixture
+def interruptible():
+    """A shell that starts tests in the background has them ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupting_the_caller_ends_the_worker(isolation, trial, tmp_path, interruptible):
     path = tmp_path / "pid"
 
     def interrupt():
