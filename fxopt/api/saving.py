@@ -62,8 +62,7 @@ def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
             "this model cannot be saved: it was not captured whole, so a part of it is Python",
             hint="optimize and save the parts that can be captured, or save its state_dict()",
         )
-    program = source.program.clone()
-    program.module.load_state_dict(module.state_dict(), strict=False)  # it may have been trained
+    program = _with_weights_of(module, source.program)
     try:
         shares = assignment_to_json(source.assignment, default_registry())
     except UnsavableError as error:
@@ -74,6 +73,15 @@ def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
         "report": json.loads(report_to_json(module.report)),
     }
     save_program(program, path, beside)
+
+
+def _with_weights_of(module: OptimizedModule, program: Program) -> Program:
+    """The program with the weights that the module has now: it may have been trained."""
+    program = program.clone()
+    unknown = program.module.load_state_dict(module.state_dict(), strict=False).unexpected_keys
+    if unknown:  # what the graph does not use may be missing, but nothing may be lost
+        raise SavingError(f"this model has weights that its program has not: {', '.join(unknown)}")
+    return program
 
 
 def load(path: str | os.PathLike[str], *, lowered: bool = True) -> OptimizedModule:

@@ -97,7 +97,9 @@ def test_every_backend_is_found_again(backend, tmp_path):
         pytest.skip(f"{backend} is not installed")
     fast = optimized(backend)
     fxopt.save(fast, tmp_path / "net.fxopt")
-    same(fxopt.load(tmp_path / "net.fxopt")(**inputs()), fast(**inputs()))
+    loaded = fxopt.load(tmp_path / "net.fxopt")
+    assert [m._backend for m in loaded.lowered()] == [m._backend for m in fast.lowered()]
+    same(loaded(**inputs()), fast(**inputs()))
 
 
 def test_plain_torch_runs_anywhere(on_openvino, tmp_path):
