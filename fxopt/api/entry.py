@@ -111,6 +111,8 @@ def optimize(
     )
     inputs = normalize_inputs(model, example_inputs)
     with random_state_restored(seed):
+        if request.training is not None:
+            request.training.check()
         fast = _dispatch(model, inputs, request)
     fast.attach(fast.report.finished(time.perf_counter() - start))
     if request.workdir is not None:

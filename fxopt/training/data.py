@@ -41,6 +41,18 @@ def walk(data: Iterable[Any], labelled: bool, seed: int) -> Iterator[Batch]:
         raise InputError("training: there is no batch in the data")
 
 
+def check(data: Iterable[Any], labelled: bool) -> None:
+    """Looks at the first batch.
+
+    Raises:
+        InputError: There is none, or it has not the form it should have.
+    """
+    for batch in data:
+        _split(batch, labelled)
+        return
+    raise InputError("training: there is no batch in the data")
+
+
 def count(data: Iterable[Any]) -> int:
     """How many batches an epoch has; data that cannot say so are walked once."""
     return len(data) if isinstance(data, Sized) else sum(1 for _ in data)

@@ -12,6 +12,7 @@ import torch
 
 from fxopt.errors import InputError
 from fxopt.ir import Program
+from fxopt.training.data import check
 from fxopt.training.loop import Loop, Trained
 from fxopt.training.settings import Training
 
@@ -51,6 +52,14 @@ class Trainer:
     def labelled(self) -> bool:
         """Whether the data have labels, and a loss that judges by them."""
         return self.settings.loss is not None
+
+    def check(self) -> None:
+        """Looks at the first batch, before any work begins.
+
+        Raises:
+            InputError: There is none, or it has not the form it should have.
+        """
+        check(self.settings.data, self.labelled)
 
     def train(
         self,

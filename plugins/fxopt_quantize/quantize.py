@@ -276,8 +276,8 @@ class Quantize(Pass):
     def _check_training(self, context: Context) -> None:
         if self.training != "off" and context.training is None:
             raise PassError(
-                f"quantize{{training={self.training}}} needs data to train on",
-                hint="pass training=fxopt.Training(data=loader) to fxopt.optimize",
+                f"quantize{{training={self.training}}} needs data to train on: "
+                "pass training=fxopt.Training(data=loader) to fxopt.optimize",
             )
 
     def _train(

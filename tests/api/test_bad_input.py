@@ -61,6 +61,8 @@ def untouched(model):
         ({"evaluate": lambda module: "good"}, InputError, "no number"),
         ({"latency_ms": 5.0}, NotYetError, "not there yet"),
         ({"training": object()}, InputError, "pass training=fxopt.Training"),
+        ({"training": fxopt.Training([])}, InputError, "no batch"),
+        ({"training": fxopt.Training([torch.zeros(2, 3)])}, InputError, "loss=None for data"),
     ],
 )
 def test_arguments(model, x, arguments, error, says):
