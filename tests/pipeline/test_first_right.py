@@ -11,6 +11,7 @@ from fxopt.pipeline.lowering import exact_version
 from fxopt.pipeline.lowering import race as race_module
 from fxopt.pipeline.lowering import verify as verify_module
 from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.sizes import OtherSizes
 from fxopt.pipeline.lowering.verify import first_right
 from fxopt.plugin import Backend, BackendInfo
 from tests.building import small_cnn
@@ -34,6 +35,11 @@ class Job:
 
     def accept(self, module):
         return "refused" if module in [c.module for c in self.refused] else None
+
+
+def checking(job):
+    """What looks at other sizes, of which there are none, and the job."""
+    return OtherSizes(job), job
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def test_the_fastest_is_kept(candidates, builds):
     *some, plain = candidates
     for candidate, took in zip(some, (3.0, 1.0, 2.0), strict=True):
         timed(candidate, took)
-    assert first_right(candidates, plain, Latency((9.0,)), Job()) is some[1]
+    assert first_right(candidates, plain, Latency((9.0,)), *checking(Job())) is some[1]
 
 
 def test_what_turns_out_slower_once_built_waits_for_its_turn(candidates, builds):
@@ -75,7 +81,7 @@ def test_what_turns_out_slower_once_built_waits_for_its_turn(candidates, builds)
     timed(third, 3.0)
     timed(plain, 9.0)
     builds[second.key] = 4.0
-    assert first_right(candidates, plain, Latency((9.0,)), Job((first,))) is third
+    assert first_right(candidates, plain, Latency((9.0,)), *checking(Job((first,)))) is third
     assert first.record.reason == "refused"
 
 
@@ -84,7 +90,7 @@ def test_nothing_slower_than_the_original_is_kept(candidates, builds):
     for candidate in some:
         timed(candidate, 5.0)
     timed(plain, 6.0)
-    assert first_right(candidates, plain, Latency((4.0,)), Job()) is plain
+    assert first_right(candidates, plain, Latency((4.0,)), *checking(Job())) is plain
 
 
 def test_a_second_race_at_another_speed_changes_no_order(candidates, monkeypatch):

@@ -18,6 +18,7 @@ from fxopt.pipeline.lowering.offers import offers
 from fxopt.pipeline.lowering.race import race, race_again, race_apart, rescale
 from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
+from fxopt.pipeline.lowering.sizes import OtherSizes
 from fxopt.pipeline.lowering.tune import leaders, tunings
 from fxopt.pipeline.lowering.tuning import drop_slow, timings, tuning_file
 from fxopt.pipeline.lowering.verify import first_right
@@ -66,9 +67,10 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     tuning = tuning_file(candidates, job)
     known = tuning.read()
     drop_slow(candidates, known)
+    sizes = OtherSizes(job)
     try:
         candidates += _try_apart(candidates, job)
-        finalists = _finalists(candidates, job)
+        finalists = _finalists(candidates, sizes, job)
         plain = _plain(versions[0], candidates, job)
         if plain not in candidates:
             candidates.append(plain)
@@ -82,7 +84,7 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
         if candidate.beaten:
             took = f"{candidate.record.milliseconds:.3g} ms"
             candidate.drop(f"clearly slower in its trial: {took}", slower=True)
-    winner = first_right([c for c in candidates if c.hopeful], plain, before, job)
+    winner = first_right([c for c in candidates if c.hopeful], plain, before, sizes, job)
     return _outcome(winner, candidates, before, job)
 
 
@@ -102,7 +104,9 @@ def _try_apart(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candid
     return late
 
 
-def _finalists(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
+def _finalists(
+    candidates: Sequence[Candidate], sizes: OtherSizes, job: LoweringJob
+) -> list[Candidate]:
     """Builds what races in this process: the best that the worker found, and what it cannot try."""
     elsewhere = sorted((c for c in candidates if c.hopeful and c.measured), key=lambda c: c.merit)
     here = [c for c in candidates if c.hopeful and not c.measured]
@@ -111,11 +115,19 @@ def _finalists(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candid
         if job.mix and len(built) == MOST_RIVALS:
             break
         if job.mix or not built or _is_close(candidate, built):
-            build(candidate, job)
+            _build_best(candidate, built, sizes, job)
             built += [candidate] if candidate.hopeful else []
     for candidate in here:
         build(candidate, job)
     return [c for c in (*elsewhere, *here) if c.module is not None]
+
+
+def _build_best(
+    candidate: Candidate, built: Sequence[Candidate], sizes: OtherSizes, job: LoweringJob
+) -> None:
+    """Builds a finalist; the first, which is the likely winner, is compared in full meanwhile."""
+    with nullcontext() if built or job.late else sizes.compared_meanwhile(candidate):
+        build(candidate, job)
 
 
 def _is_close(candidate: Candidate, built: Sequence[Candidate]) -> bool:
