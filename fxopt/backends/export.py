@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import fx, nn
 
 from fxopt.backends.base import Tensors
 from fxopt.errors import BackendError
-from fxopt.ir import Program
+from fxopt.ir import LeafModule, Program
 
 
 class _Flat(nn.Module):
@@ -50,10 +51,29 @@ def _export(program: Program, inputs: Tensors, shapes: Any) -> torch.export.Expo
     try:
         with torch.no_grad():
             return torch.export.export(
-                _Flat(program.module).eval(), tuple(inputs), dynamic_shapes=shapes, strict=False
+                _Flat(_exported_form(program)).eval(),
+                tuple(inputs),
+                dynamic_shapes=shapes,
+                strict=False,
             )
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise BackendError(f"torch.export refuses the program: {error}") from error
+
+
+def _exported_form(program: Program) -> fx.GraphModule:
+    """The program with the leaves that have another form for other runtimes in that form."""
+    called = {str(node.target): node for node in program.nodes if node.op == "call_module"}
+    leaves = {name: program.leaf(node) for name, node in called.items()}
+    forms = {leaf: _form(leaf) for leaf in leaves.values()}  # of what is shared, one
+    if all(form is leaf for leaf, form in forms.items()):
+        return program.module
+    root: dict[str, Any] = {name: forms[leaf] for name, leaf in leaves.items()}
+    root |= {str(n.target): program.tensor(n) for n in program.nodes if n.op == "get_attr"}
+    return fx.GraphModule(root, copy.deepcopy(program.graph))
+
+
+def _form(leaf: nn.Module) -> nn.Module:
+    return leaf.exported() if isinstance(leaf, LeafModule) else leaf
 
 
 def _widened(program: Program, inputs: Tensors) -> list[torch.Tensor]:

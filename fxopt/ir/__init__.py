@@ -8,7 +8,6 @@ from fxopt.ir.leaf import (
     is_leaf,
     is_training_only,
     mark_training_only,
-    stored_bytes,
     tensor_bytes,
 )
 from fxopt.ir.ops import is_aten, is_functional, is_random, is_size_arithmetic
@@ -33,7 +32,6 @@ __all__ = [
     "is_size_arithmetic",
     "is_training_only",
     "mark_training_only",
-    "stored_bytes",
     "tensor_bytes",
     "verify_program",
 ]

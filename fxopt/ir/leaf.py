@@ -21,14 +21,20 @@ class LeafModule(nn.Module):
         family: What kind of layer it is, ``convolution`` or ``linear``, where it is one; by that
             it is looked for in lowered code.
         precision: What it is meant to compute in once lowered, such as ``int8``.
+        weight_bits: How many bits each of its weights takes, where they are stored in fewer than
+            they are computed with; 0 elsewhere.
     """
 
     family: ClassVar[str] = ""
     precision: ClassVar[str] = ""
+    weight_bits: int = 0
 
-    def stored_bytes(self) -> int:
-        """Bytes that its weights take once lowered; a quantized leaf says what int8 takes."""
-        return tensor_bytes([*self.parameters(), *self.buffers()])
+    def exported(self) -> nn.Module:
+        """What takes its place where a program is exported for other runtimes; by default itself.
+
+        Weights that are packed, for instance, are better read with a byte each.
+        """
+        return self
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -49,13 +55,6 @@ def mark_training_only(module: nn.Module) -> None:
 def is_training_only(module: nn.Module) -> bool:
     """Whether a leaf was seen to be the identity in eval mode."""
     return getattr(module, _TRAINING_ONLY, False) is True
-
-
-def stored_bytes(module: nn.Module) -> int:
-    """Bytes that the weights of a leaf take in an optimized model."""
-    if isinstance(module, LeafModule):
-        return module.stored_bytes()
-    return tensor_bytes([*module.parameters(), *module.buffers()])
 
 
 def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.ir.edit import Edit
-from fxopt.ir.leaf import stored_bytes, tensor_bytes
+from fxopt.ir.leaf import tensor_bytes
 from fxopt.ir.shapes import attribute
 from fxopt.ir.signature import Signature
 from fxopt.ir.text import program_fingerprint, program_text
@@ -117,10 +117,11 @@ class Program:
         return self.signature.unflatten(self(*self.signature.flatten(args, kwargs)))
 
     def weight_bytes(self) -> int:
-        """Bytes that the weights take once lowered, a module or tensor that is shared once."""
-        called = {self.leaf(node) for node in self.nodes if node.op == "call_module"}
+        """Bytes of the weights; a tensor that several layers share counts once."""
+        called = [self.leaf(node) for node in self.nodes if node.op == "call_module"]
+        held = [t for leaf in called for t in (*leaf.parameters(), *leaf.buffers())]
         read = [self.tensor(node) for node in self.nodes if node.op == "get_attr"]
-        return sum(stored_bytes(leaf) for leaf in called) + tensor_bytes(read)
+        return tensor_bytes([*held, *read])
 
     def text(self) -> str:
         """The readable form: one line a node."""

@@ -11,15 +11,25 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import fx
 
-from fxopt.plugin import Backend, BackendInfo, Program, Target, Tensors, is_random
+from fxopt.plugin import (
+    Backend,
+    BackendInfo,
+    LeafModule,
+    Program,
+    Target,
+    Tensors,
+    is_random,
+)
 from fxopt_openvino.convert import OpenVINOLowering
 from fxopt_openvino.divide import divisible
+from fxopt_openvino.settings import Settings
 from fxopt_openvino.tensors import TAKEN
 
 Precision = Literal["f32", "bf16"]
 
 _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
 _SMALL_MS = 1.0
+_ROUNDED_GROUPS = (32, 128)
 _EXTRA = "pip install 'fxopt[openvino]'"
 
 
@@ -38,11 +48,14 @@ class OpenVINO(Backend):
         streams: How many parts a batch is divided into, which run side by side on a share of the
             threads each, where it can be divided by that: threads that work on samples of their
             own wait less for each other.
+        rounded_group: How many neighbours in what linear layers with few-bit weights take share a
+            scale, where that is rounded to int8 on each call; 0 where it is not.
     """
 
     precision: Precision = "f32"
     single_thread: bool = False
     streams: int = 1
+    rounded_group: int = 0
 
     info: ClassVar[BackendInfo] = BackendInfo(
         name="openvino", targets=("cpu",), extra=_EXTRA, packages=("openvino",)
@@ -54,13 +67,23 @@ class OpenVINO(Backend):
         settings: list[str] = [self.precision] if self.precision != "f32" else []
         settings += ["one thread"] if self.single_thread else []
         settings += [f"{self.streams} streams"] if self.streams > 1 else []
+        settings += [f"rounded by {self.rounded_group}"] if self.rounded_group else []
         return " ".join([self.info.name, *settings])
 
     def variants(self, program: Program, target: Target, exact: bool) -> Sequence[Backend]:
-        """Float32; for lossy programs bfloat16 as well, where the CPU has instructions for it."""
-        if exact or not _BF16_FEATURES & set(target.features):
+        """Float32; for lossy programs also what computes faster and coarser.
+
+        That is bfloat16, where the CPU has instructions for it, and in front of weights in few
+        bits, activations that are rounded on each call.
+        """
+        if exact:
             return (self,)
-        return (self, replace(self, precision="bf16"))
+        found = [self]
+        if _BF16_FEATURES & set(target.features):
+            found.append(replace(self, precision="bf16"))
+        if _has_few_bits(program):
+            found += [replace(self, rounded_group=group) for group in _ROUNDED_GROUPS]
+        return found
 
     def tunings(
         self, program: Program, inputs: Tensors, target: Target, milliseconds: float
@@ -100,9 +123,14 @@ class OpenVINO(Backend):
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> OpenVINOLowering:
         """Translates ``program``, once for all batch sizes where that is possible."""
-        if self.single_thread:
-            target = replace(target, threads=1)
-        return OpenVINOLowering(program, inputs, target, self.precision, self.streams)
+        threads = 1 if self.single_thread else target.threads
+        settings = Settings(threads, self.precision, self.streams, self.rounded_group)
+        return OpenVINOLowering(program, inputs, settings)
+
+
+def _has_few_bits(program: Program) -> bool:
+    leaves = (program.leaf(node) for node in program.nodes if node.op == "call_module")
+    return any(isinstance(leaf, LeafModule) and leaf.weight_bits for leaf in leaves)
 
 
 def _streams(inputs: Tensors, target: Target) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,13 @@ from fxopt.plugin import (
     BackendError,
     Lowering,
     Program,
-    Target,
     Tensors,
     export_program,
     keep_files,
 )
 from fxopt_openvino.execute import DividedExecutable, OpenVINOExecutable
+from fxopt_openvino.narrow import narrow
+from fxopt_openvino.settings import Settings
 
 if TYPE_CHECKING:
     import openvino
@@ -35,21 +37,16 @@ class OpenVINOLowering(Lowering):
     Args:
         program: What to convert.
         inputs: Inputs to export it with.
-        target: Says how many threads a call may use.
-        precision: What floating-point operations are computed in.
-        streams: How many parts a batch is divided into, where it can be.
+        settings: How it is to run; a batch is divided into as many parts as there are streams,
+            where it can be.
 
     Raises:
         BackendError: Neither way of converting works.
     """
 
-    def __init__(
-        self, program: Program, inputs: Tensors, target: Target, precision: str, streams: int = 1
-    ) -> None:
+    def __init__(self, program: Program, inputs: Tensors, settings: Settings) -> None:
         self._program = program
-        self._precision = precision
-        self._target = target
-        self._streams = streams
+        self._settings = settings
         self._any_batch = self._convert_for_any_batch(inputs)
         self._fixed = None if self._any_batch else (_shapes(inputs), self._convert(inputs))
 
@@ -59,22 +56,18 @@ class OpenVINOLowering(Lowering):
         Raises:
             BackendError: OpenVINO cannot convert or compile for them.
         """
-        if self._streams == 1 or len(inputs[0]) % self._streams:
-            return self._compile(inputs, streams=1)
-        return self._compile([tensor.chunk(self._streams)[0] for tensor in inputs], self._streams)
+        streams = self._settings.streams
+        if streams == 1 or len(inputs[0]) % streams:
+            return self._compile(inputs, replace(self._settings, streams=1))
+        return self._compile([tensor.chunk(streams)[0] for tensor in inputs], self._settings)
 
-    def _compile(self, inputs: Tensors, streams: int) -> OpenVINOExecutable:
+    def _compile(self, inputs: Tensors, settings: Settings) -> OpenVINOExecutable:
         if self._any_batch is not None:
             try:
-                return self._executable(_reshaped(self._any_batch, inputs), streams)
+                return _executable(_reshaped(self._any_batch, inputs), settings)
             except Exception:  # noqa: BLE001 - whatever the runtime raises, the other way is left
                 self._any_batch = None
-        return self._executable(self._model_for(inputs), streams)
-
-    def _executable(self, model: openvino.Model, streams: int) -> OpenVINOExecutable:
-        if streams > 1:
-            return DividedExecutable(model, self._target.threads, self._precision, streams)
-        return OpenVINOExecutable(model, self._target.threads, self._precision)
+        return _executable(self._model_for(inputs), settings)
 
     def _model_for(self, inputs: Tensors) -> openvino.Model:
         if self._fixed is None or self._fixed[0] != _shapes(inputs):
@@ -100,11 +93,18 @@ class OpenVINOLowering(Lowering):
         return _reshaped(_translate(export_program(self._program, inputs)), inputs)
 
 
+def _executable(model: openvino.Model, settings: Settings) -> OpenVINOExecutable:
+    kind = DividedExecutable if settings.streams > 1 else OpenVINOExecutable
+    return kind(model, settings)
+
+
 def _translate(exported: torch.export.ExportedProgram) -> openvino.Model:
     import openvino
 
     try:
-        return openvino.convert_model(exported)
+        model = openvino.convert_model(exported)
+        narrow(model)
+        return model
     except Exception as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(

@@ -12,6 +12,7 @@ from fxopt.plugin import BackendError, Executable, Kernel, Tensors
 from fxopt_openvino.kernels import HEAVY, find_kernels
 from fxopt_openvino.relayed import find_relayed
 from fxopt_openvino.request import BoundRequest
+from fxopt_openvino.settings import Settings
 from fxopt_openvino.tensors import to_torch_dtype
 
 if TYPE_CHECKING:
@@ -30,18 +31,14 @@ class OpenVINOExecutable(Executable):
 
     Args:
         model: A model all of whose shapes are known.
-        threads: How many threads a call may use.
-        precision: What floating-point operations are computed in: ``f32`` or ``bf16``.
-        streams: How many calls may run side by side, each on its share of the threads.
+        settings: How it is to run.
 
     Raises:
         BackendError: OpenVINO cannot compile it.
     """
 
-    def __init__(
-        self, model: openvino.Model, threads: int, precision: str, streams: int = 1
-    ) -> None:
-        self._compiled = _compile(model, threads, precision, streams)
+    def __init__(self, model: openvino.Model, settings: Settings) -> None:
+        self._compiled = _compile(model, settings)
         self._outputs = [
             (tuple(output.shape), to_torch_dtype(output.element_type))
             for output in self._compiled.outputs
@@ -95,18 +92,16 @@ class DividedExecutable(OpenVINOExecutable):
 
     Args:
         model: For one part.
-        threads: How many threads a call may use.
-        precision: What floating-point operations are computed in: ``f32`` or ``bf16``.
-        streams: How many parts there are.
+        settings: How it is to run; there are as many parts as streams.
 
     Raises:
         BackendError: OpenVINO cannot compile it.
     """
 
-    def __init__(self, model: openvino.Model, threads: int, precision: str, streams: int) -> None:
-        super().__init__(model, threads, precision, streams)
-        self._outputs = [((streams * s[0], *s[1:]), dtype) for s, dtype in self._outputs]
-        self._streams = streams
+    def __init__(self, model: openvino.Model, settings: Settings) -> None:
+        super().__init__(model, settings)
+        self._streams = settings.streams
+        self._outputs = [((self._streams * s[0], *s[1:]), dtype) for s, dtype in self._outputs]
 
     def _run(self, inputs: Tensors) -> tuple[torch.Tensor, ...]:
         outputs = [self._empty(index) for index in range(len(self._outputs))]
@@ -141,17 +136,10 @@ def _waited(request: BoundRequest) -> Exception | None:
     return None
 
 
-def _compile(
-    model: openvino.Model, threads: int, precision: str, streams: int
-) -> openvino.CompiledModel:
+def _compile(model: openvino.Model, settings: Settings) -> openvino.CompiledModel:
     import openvino
 
-    settings = {
-        **({"PERFORMANCE_HINT": "LATENCY"} if streams == 1 else {"NUM_STREAMS": streams}),
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": precision,
-    }
     try:
-        return openvino.Core().compile_model(model, "CPU", settings)
+        return openvino.Core().compile_model(model, "CPU", settings.properties())
     except Exception as error:
         raise BackendError(f"OpenVINO cannot compile the program: {error}") from error

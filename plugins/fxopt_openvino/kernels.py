@@ -25,6 +25,7 @@ _MOVING = frozenset(
 
 _PRECISIONS = {
     "u8": "int8", "i8": "int8", "f32": "f32", "bf16": "bf16", "f16": "f16", "i32": "int32",
+    "u4": "int4", "i4": "int4",
 }  # fmt: skip
 
 

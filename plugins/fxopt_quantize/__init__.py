@@ -1,4 +1,4 @@
-"""Static int8 quantization: calibrated activations, per-channel weights, as reference modules."""
+"""Quantization as reference modules: static int8, and weights alone in few bits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from fxopt_quantize.modules import (
     QuantLinear,
 )
 from fxopt_quantize.quantize import Quantize
+from fxopt_quantize.weight_only import (
+    QuantizeWeights,
+    WeightOnlyEmbedding,
+    WeightOnlyLinear,
+)
 
 __all__ = [
     "FakeQuantize",
@@ -21,11 +26,14 @@ __all__ = [
     "QuantConvTranspose",
     "QuantLinear",
     "Quantize",
+    "QuantizeWeights",
+    "WeightOnlyEmbedding",
+    "WeightOnlyLinear",
     "fxopt_passes",
 ]
 
 
 @hookimpl
 def fxopt_passes() -> Sequence[type[Pass]]:
-    """The one pass of this plugin."""
-    return [Quantize]
+    """The passes of this plugin."""
+    return [Quantize, QuantizeWeights]

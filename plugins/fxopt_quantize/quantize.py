@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -46,6 +44,7 @@ from fxopt_quantize.sensitivity import (
     shares,
 )
 from fxopt_quantize.sites import Activations, Depthwise, observers_of, unify
+from fxopt_quantize.skipping import check_skipped, is_skipped
 from fxopt_quantize.smooth import Smoother, Strength
 from fxopt_quantize.weights import largest_integer
 
@@ -305,23 +304,13 @@ class Quantize(Pass):
     def _refused(self, program: Program) -> dict[fx.Node, str]:
         """The layers that stay in float, with reasons."""
         layers = _layers(program)
-        _check_patterns(self.skip, [str(node.target) for node in layers])
+        check_skipped(self.skip, layers)
         reasons = {node: refusal(program, node) for node in layers}
         for node in layers:
-            if any(fnmatch.fnmatchcase(str(node.target), pattern) for pattern in self.skip):
+            if is_skipped(node, self.skip):
                 reasons[node] = "named in skip"
         return {node: reason for node, reason in reasons.items() if reason is not None}
 
 
 def _layers(program: Program) -> list[fx.Node]:
     return [node for node in program.nodes if role_of(program, node) is Role.LAYER]
-
-
-def _check_patterns(patterns: tuple[str, ...], names: list[str]) -> None:
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            close = difflib.get_close_matches(pattern, names, n=1)
-            raise PassError(
-                f"quantize: skip names {pattern!r}, but there is no such layer",
-                hint=f"did you mean {close[0]!r}?" if close else "use qualified names of layers",
-            )

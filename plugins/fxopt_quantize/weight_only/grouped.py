@@ -1,0 +1,91 @@
+"""Matrices as small integers, with a scale for each group of neighbours in a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of the range of a group that are tried
+
+
+@dataclass(frozen=True)
+class GroupedWeight:
+    """A matrix as ``(codes - zero_point) * scale``.
+
+    Attributes:
+        codes: uint8 below ``2**bits``, of shape (rows, groups, size of a group).
+        scale: Of shape (rows, groups, 1), in the dtype of the weights; positive.
+        zero_point: uint8, of the shape of ``scale``: the code that stands for zero.
+        bits: How many a code takes.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    bits: int
+
+    def values(self) -> torch.Tensor:
+        """The matrix, rounded."""
+        return dequantized(self.codes, self.scale, self.zero_point).flatten(1)
+
+
+def dequantized(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
+    """What codes stand for, in the dtype and shape that all three broadcast to."""
+    return (codes.to(scale.dtype) - zero_point.to(scale.dtype)) * scale
+
+
+def quantize_groups(
+    weight: torch.Tensor, bits: int, group: int, symmetric: bool = False
+) -> GroupedWeight:
+    """Rounds each group of a row to evenly spread levels, one of which is zero.
+
+    Of some ranges, from all that the group spans downwards, each gets the one with the least
+    squared error.
+
+    Args:
+        weight: Finite floats of shape (rows, columns).
+        bits: From 2 to 8.
+        group: How many neighbours share a scale; divides the columns.
+        symmetric: Whether zero is the middle one of the levels.
+    """
+    rows = weight.detach().unflatten(1, (-1, group))
+    least = torch.full_like(rows[..., :1], torch.inf)
+    best: tuple[torch.Tensor, ...] = ()
+    for share in _SHARES:
+        found = _rounded(rows, share, bits, symmetric)
+        error = (dequantized(*found) - rows).square().sum(-1, keepdim=True)
+        better = error < least
+        best = found if not best else _chosen(better, found, best)
+        least = torch.where(better, error, least)
+    codes, scale, zero_point = best
+    return GroupedWeight(codes, scale, zero_point, bits)
+
+
+def _rounded(
+    rows: torch.Tensor, share: float, bits: int, symmetric: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes, scales and zero points if each group keeps a share of its range."""
+    top, middle = (1 << bits) - 1, 1 << (bits - 1)
+    if symmetric:
+        largest = rows.abs().amax(-1, keepdim=True) * share
+        scale = _usable(largest / (middle - 1))
+        zero = torch.full_like(scale, middle)
+    else:
+        low = rows.amin(-1, keepdim=True).clamp(max=0) * share
+        high = rows.amax(-1, keepdim=True).clamp(min=0) * share
+        scale = _usable((high - low) / top)
+        zero = torch.round(-low / scale).clamp_(0, top)
+    codes = (torch.round(rows / scale) + zero).clamp_(0, top)
+    return codes.to(torch.uint8), scale, zero.to(torch.uint8)
+
+
+def _usable(scale: torch.Tensor) -> torch.Tensor:
+    """Scales to divide by: groups that are all but zero get 1."""
+    return torch.where(scale < torch.finfo(scale.dtype).tiny, torch.ones_like(scale), scale)
+
+
+def _chosen(
+    better: torch.Tensor, found: tuple[torch.Tensor, ...], best: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))

@@ -1,0 +1,137 @@
+"""The pass: puts the weights of linear layers and embeddings into few bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import fx, nn
+
+from fxopt.plugin import Context, Edit, Lossy, Milder, Pass, PassInfo, PassResult, Program
+from fxopt_quantize.skipping import check_skipped, is_skipped
+from fxopt_quantize.weight_only.modules import WeightOnlyEmbedding, WeightOnlyLinear
+from fxopt_quantize.weight_only.stored import Store
+
+_LAYERS = (nn.Linear, nn.Embedding)
+_FINE_GROUP = 32
+_FINE_BITS = 8
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """Weights in few bits, activations in float: for models that wait for their weights.
+
+    A decoder that makes one token at a time reads each weight for a single multiplication, so
+    what counts is how many bytes there are. Each group of neighbours in a row has a scale and a
+    zero point of its own, as in Frantar et al., "GPTQ", 2023; rounding is to nearest, in the range
+    of least squared error. No data are needed.
+
+    Attributes:
+        bits: How fine weights are, from 2 to 8. Up to 4, two share a byte.
+        group: How many weights share a scale; 0 for a whole row.
+        symmetric: Whether zero is the middle of the levels in each group, which spares the zero
+            points and takes a level.
+        embeddings: Whether the tables of embeddings are stored so too.
+        skip: Qualified names of layers that stay in float; ``*`` matches any text.
+    """
+
+    bits: int = 4
+    group: int = 128
+    symmetric: bool = False
+    embeddings: bool = True
+    skip: tuple[str, ...] = ()
+
+    info: ClassVar[PassInfo] = PassInfo(
+        name="quantize_weights", stage="numeric", fidelity=Lossy(), after=("quantize",)
+    )
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"bits={self.bits} must be between 2 and 8")
+        if self.group < 0 or self.group % 2:
+            raise ValueError(f"group={self.group} must be an even number, or 0 for whole rows")
+
+    def inapplicable(self, program: Program, context: Context) -> str | None:
+        """There is nothing to do without a linear layer or an embedding."""
+        return None if self._layers(program) else "there is no linear layer and no embedding"
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Replaces layers by such that hold integers.
+
+        Raises:
+            PassError: ``skip`` names a layer that does not exist.
+        """
+        nodes = self._layers(program)
+        check_skipped(self.skip, nodes)
+        store = Store(self.bits, self.group, self.symmetric)
+        made: dict[nn.Module, nn.Module] = {}
+        left = 0
+        with program.edit() as edit:
+            for node in nodes:
+                left += self._replace(edit, program, node, store, made)
+        scope = f"groups of {self.group}" if self.group else "whole rows"
+        return edit.result(
+            f"{len(nodes) - left} layers with {self.bits}-bit weights, {scope}",
+            layers=len(nodes) - left,
+            float_layers=left,
+        )
+
+    def milder(self, program: Program, context: Context) -> Milder:
+        """Smaller groups, then eight bits."""
+        options = []
+        if self.bits < _FINE_BITS and not 0 < self.group <= _FINE_GROUP:
+            options.append(replace(self, group=_FINE_GROUP))
+        if self.bits < _FINE_BITS:
+            options.append(replace(self, bits=_FINE_BITS, group=_FINE_GROUP))
+        return Milder(options)
+
+    def _layers(self, program: Program) -> list[fx.Node]:
+        return [
+            node
+            for node in program.find(*_LAYERS)
+            if self.embeddings or isinstance(program.leaf(node), nn.Linear)
+        ]
+
+    def _replace(
+        self,
+        edit: Edit,
+        program: Program,
+        node: fx.Node,
+        store: Store,
+        made: dict[nn.Module, nn.Module],
+    ) -> bool:
+        """Whether a layer stays in float."""
+        layer = program.leaf(node)
+        reason = self._refusal(node, layer)
+        if reason is not None:
+            edit.refuse(node, reason)
+            return True
+        if layer not in made:  # a layer that is called twice gives one module
+            made[layer] = _counterpart(layer, store)
+        edit.replace(node, made[layer], *node.args, **node.kwargs)
+        return False
+
+    def _refusal(self, node: fx.Node, layer: nn.Module) -> str | None:
+        """Why a layer stays in float; None where nothing speaks against it."""
+        if is_skipped(node, self.skip):
+            return "named in skip"
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        if not weight.is_floating_point() or weight.numel() == 0:
+            return f"its weights are {str(weight.dtype).removeprefix('torch.')}"
+        if not bool(torch.isfinite(weight).all()):
+            return "its weights are not finite"
+        columns = weight.shape[1]
+        if columns % (self.group or 2):
+            return f"rows of {columns} weights do not divide into groups of {self.group or 2}"
+        if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+            return "it scales its vectors when they are looked up"
+        return None
+
+
+def _counterpart(layer: nn.Module, store: Store) -> nn.Module:
+    if isinstance(layer, nn.Embedding):
+        return WeightOnlyEmbedding(store.stored(layer.weight), layer.padding_idx)
+    assert isinstance(layer, nn.Linear)
+    return WeightOnlyLinear(store.stored(layer.weight), layer.bias)

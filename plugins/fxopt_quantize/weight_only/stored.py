@@ -1,0 +1,56 @@
+"""Weights as layers hold them, shared where the layers' weights were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fxopt_quantize.weight_only.grouped import quantize_groups
+from fxopt_quantize.weight_only.packing import pack
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A matrix in few bits.
+
+    Attributes:
+        packed: uint8 of shape (rows, bytes).
+        scale: Of shape (rows, groups, 1).
+        zero_point: uint8 of the shape of ``scale``.
+        bits: How many a weight takes.
+        group: How many share a scale.
+    """
+
+    packed: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    bits: int
+    group: int
+
+
+class Store:
+    """Makes stored weights; a tensor that two layers have in common is stored once.
+
+    Args:
+        bits: From 2 to 8.
+        group: As of :func:`quantize_groups`; 0 for one group a row.
+        symmetric: As of :func:`quantize_groups`.
+    """
+
+    def __init__(self, bits: int, group: int, symmetric: bool) -> None:
+        self._bits = bits
+        self._group = group
+        self._symmetric = symmetric
+        self._made: dict[torch.Tensor, StoredWeight] = {}  # tensors are hashed by identity
+
+    def stored(self, weight: torch.Tensor) -> StoredWeight:
+        """The counterpart of a matrix whose rows divide into groups."""
+        if weight not in self._made:
+            group = self._group or weight.shape[1]
+            found = quantize_groups(weight, self._bits, group, self._symmetric)
+            packed = pack(found.codes, self._bits)
+            self._made[weight] = StoredWeight(
+                packed, found.scale, found.zero_point, self._bits, group
+            )
+        return self._made[weight]
