@@ -42,6 +42,7 @@ _CALL_MS = 0.004
 _WORTH = 0.02
 
 _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
+_LOW = {"bf16", "int4"}  # what computes on bfloat16
 _PRODUCTS: dict[str, dict[str, Any]] = {
     "library": {},
     "template": {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"},
@@ -150,7 +151,7 @@ class InductorLowering(Lowering):
             raise BackendError(missing)
         rewritten = rewrite(module, Form(compiled=True, bf16=bf16))
         kernels = heavy_kernels(rewritten).values()
-        if bf16 and not any(kernel.precision == "bf16" for kernel in kernels):
+        if bf16 and not any(kernel.precision in _LOW for kernel in kernels):
             raise BackendError("no heavy operation is left for bfloat16")
         return rewritten
 

@@ -14,6 +14,7 @@ from fxopt.plugin import Kernel
 
 # What a call is, by a part of its name, first match first.
 _KINDS = (
+    ("int4", "MatMul"),
     ("qlinear_pointwise", "MatMul"),
     ("convolution", "Convolution"),
     ("qconv", "Convolution"),
@@ -39,6 +40,7 @@ _PRECISIONS = {
 _IN_CPP = re.compile(r"\b(cpp_fused\w*?)_micro_gemm")
 _IN_PYTHON = re.compile(r"^(cpp_fused\w+) = async_compile", re.MULTILINE)
 _INT8 = re.compile(r"qconv|qlinear")
+_INT4 = "int4"
 
 _CALL = re.compile(
     r"^\s+(?:\w+ = )?((?:torch\.ops|aten|extern_kernels|inductor_ops)\.[\w.]+|cpp_\w+)\((.*)$"
@@ -165,6 +167,7 @@ def _dtypes_of(lines: list[str]) -> dict[str, str]:
 
 def _kernel(name: str, arguments: str, dtypes: dict[str, str]) -> Kernel:
     precision = "int8" if _INT8.search(name) else _dtype(arguments, dtypes)
+    precision = "int4" if _INT4 in name else precision
     short = name.removeprefix("torch.ops.").removesuffix(".default")
     return Kernel(short, _kind(name), precision)
 

@@ -14,7 +14,8 @@ class Form:
             by node, the operator before the addition computes it too, and writes over one of the
             addends. For a compiler, pointwise convolutions become linear layers on a matrix with
             a row for each pixel, which cost it nothing to make.
-        bf16: Whether heavy operations without int8 kernels compute in bfloat16.
+        bf16: Whether heavy operations without int8 kernels compute in bfloat16. Those with weights
+            of four bits do in any case where no compiler comes next: it can unpack the weights.
     """
 
     compiled: bool

@@ -15,6 +15,7 @@ from fxopt_inductor.lowp.heavy import kernel_of, only_for_products, takes_bf16
 from fxopt_inductor.lowp.layers import QuantLayer, quant_layer
 from fxopt_inductor.lowp.moves import moved, on_codes, works_on_codes
 from fxopt_inductor.lowp.operations import Addend, Layer, Result
+from fxopt_inductor.lowp.packed import packed_layer
 from fxopt_inductor.lowp.tail import Sum, Tail, find_sum, find_tail
 from fxopt_inductor.lowp.values import Value
 from fxopt_inductor.lowp.writer import KERNEL, Writer
@@ -61,7 +62,9 @@ class _Rewriter:
             self._values[node] = Value(full=self._constant(node))
         elif node in self._sums:
             self._write_sum(*self._sums[node])
-        elif not (self._rounds(node) or self._layer(node) or self._moves(node)):
+        elif not (
+            self._rounds(node) or self._layer(node) or self._packed(node) or self._moves(node)
+        ):
             self._compute(node)
 
     def _constant(self, node: fx.Node) -> fx.Node:
@@ -115,6 +118,18 @@ class _Rewriter:
         whole = Layer.of(layer, codes, shape, value.grid)
         written = whole.write(self._writer, self._result(tail), self._form.compiled, None)
         self._values[tail.end] = self._result_value(written, tail)
+        return True
+
+    def _packed(self, node: fx.Node) -> bool:
+        """Weights of four bits, whose product is fast in bfloat16 alone."""
+        form = self._form
+        layer = packed_layer(self._module, node) if form.bf16 or not form.compiled else None
+        if layer is None:
+            return False
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        shape = source.meta["val"].shape
+        self._values[node] = Value(low=layer.write(self._writer, self._low(source), shape))
         return True
 
     def _write_sum(self, layer: Layer, found: Sum) -> None:
@@ -185,8 +200,11 @@ class _Rewriter:
 
 
 def is_quantized(module: fx.GraphModule) -> bool:
-    """Whether there are layers with int8 weights in an exported module."""
-    return any(quant_layer(module, node) is not None for node in module.graph.nodes)
+    """Whether there are layers with integer weights in an exported module."""
+    return any(
+        quant_layer(module, node) is not None or packed_layer(module, node) is not None
+        for node in module.graph.nodes
+    )
 
 
 def heavy_kernels(module: fx.GraphModule) -> dict[str, Kernel]:
