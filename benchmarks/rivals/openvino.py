@@ -12,39 +12,46 @@ from rivals.base import Call, Inputs, OnInputs, Predict, attends
 
 
 def fp32(model: nn.Module, inputs: Inputs) -> Call:
-    return _call(_converted(model, inputs), inputs, "f32")
+    return call(converted(model, inputs), inputs, "f32")
 
 
 def bf16(model: nn.Module, inputs: Inputs) -> Call:
-    return _call(_converted(model, inputs), inputs, "bf16")
+    return call(converted(model, inputs), inputs, "bf16")
 
 
 def int8_fp32(model: nn.Module, inputs: Inputs) -> Call:
-    return _call(_quantized(_converted(model, inputs), [inputs], attends(model)), inputs, "f32")
+    return call(_quantized(converted(model, inputs), [inputs], attends(model)), inputs, "f32")
 
 
 def int8_bf16(model: nn.Module, inputs: Inputs) -> Call:
     """bf16 for the rest is OpenVINO's default where the CPU has it."""
-    return _call(_quantized(_converted(model, inputs), [inputs], attends(model)), inputs, "bf16")
+    return call(_quantized(converted(model, inputs), [inputs], attends(model)), inputs, "bf16")
 
 
 def calibrated(model: nn.Module, batches: Sequence[Inputs]) -> tuple[Predict, OnInputs]:
     """NNCF's int8, the rest in fp32: a function of any batch, and what makes calls of one size."""
-    quantized = _quantized(_imported(model, batches[0]), batches, attends(model))
-    request = _compiled(quantized, "f32").create_infer_request()
+    quantized = _quantized(imported(model, batches[0]), batches, attends(model))
+    return predictor(quantized), lambda inputs: call(
+        _fixed(quantized.clone(), inputs), inputs, "f32"
+    )
+
+
+def predictor(model: Any) -> Predict:
+    """A function of any batch, in fp32."""
+    request = _compiled(model, "f32").create_infer_request()
 
     def predict(*inputs: torch.Tensor) -> torch.Tensor:
         arrays = {index: tensor.numpy() for index, tensor in enumerate(inputs)}
         return torch.from_numpy(request.infer(arrays)[0])
 
-    return predict, lambda inputs: _call(_fixed(quantized.clone(), inputs), inputs, "f32")
+    return predict
 
 
-def _converted(model: nn.Module, inputs: Inputs) -> Any:
-    return _fixed(_imported(model, inputs), inputs)
+def converted(model: nn.Module, inputs: Inputs) -> Any:
+    return _fixed(imported(model, inputs), inputs)
 
 
-def _imported(model: nn.Module, inputs: Inputs) -> Any:
+def imported(model: nn.Module, inputs: Inputs) -> Any:
     import openvino as ov
 
     try:
@@ -82,12 +89,12 @@ def _compiled(model: Any, precision: str) -> Any:
     return ov.Core().compile_model(model, "CPU", config)
 
 
-def _call(model: Any, inputs: Inputs, precision: str) -> Call:
+def call(model: Any, inputs: Inputs, precision: str) -> Call:
     request = _compiled(model, precision).create_infer_request()
     arrays = {index: tensor.numpy() for index, tensor in enumerate(inputs)}
 
-    def call() -> torch.Tensor:
+    def run() -> torch.Tensor:
         outputs = request.infer(arrays, share_inputs=True, share_outputs=True)
         return torch.from_numpy(outputs[0])
 
-    return call
+    return run

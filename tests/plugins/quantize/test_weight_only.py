@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -12,6 +12,8 @@ from fxopt.cost import find_target
 from fxopt.errors import PassError
 from fxopt.frontend import capture_program
 from fxopt.passes import Context, format_pass
+from fxopt.testing import check_pass
+from fxopt.testing.strategies import generated_cases
 from fxopt_eager import Eager
 from fxopt_inductor import Inductor, OneDNN
 from fxopt_onnxruntime import ONNXRuntime
@@ -246,3 +248,28 @@ def test_saved_and_loaded_without_the_class(index, tmp_path):
 def test_text_and_settings():
     assert format_pass(QuantizeWeights()) == "quantize_weights"
     assert format_pass(QuantizeWeights(bits=8, group=0)) == "quantize_weights{bits=8,group=0}"
+
+
+@pytest.mark.parametrize("fields", [{}, {"bits": 8, "group": 0}, {"group": 2, "symmetric": True}])
+def test_it_conforms(fields):
+    for check in check_pass(QuantizeWeights(**fields)):
+        check()
+
+
+@settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(generated_cases(), st.sampled_from([2, 4, 8]), st.booleans())
+def test_random_models_are_those_with_rounded_weights(case, bits, symmetric):
+    program, rounded = case.program.clone(), case.program.clone()
+    QuantizeWeights(bits=bits, group=2, symmetric=symmetric).run(program, case.context())
+    program.verify()
+    held = {str(n.target) for n in program.find(WeightOnlyLinear, WeightOnlyEmbedding)}
+    with torch.no_grad():
+        for layer in {rounded.leaf(n) for n in rounded.find(nn.Linear) if str(n.target) in held}:
+            layer.weight.copy_(quantize_groups(layer.weight, bits, 2, symmetric).values())
+    for mine, expected in zip(case.outputs(program), case.outputs(rounded), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12)
