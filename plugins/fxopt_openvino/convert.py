@@ -18,6 +18,7 @@ from fxopt.plugin import (
 )
 from fxopt_openvino.execute import DividedExecutable, OpenVINOExecutable
 from fxopt_openvino.narrow import narrow
+from fxopt_openvino.recurrent import extensions, fix_lengths, with_sequences
 from fxopt_openvino.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,10 +88,11 @@ class OpenVINOLowering(Lowering):
             return None
 
     def _translate_any_batch(self, inputs: Tensors) -> openvino.Model:
-        return _translate(export_program(self._program, inputs, dynamic=True))
+        return _translate(export_program(with_sequences(self._program), inputs, dynamic=True))
 
     def _convert(self, inputs: Tensors) -> openvino.Model:
-        return _reshaped(_translate(export_program(self._program, inputs)), inputs)
+        exported = export_program(with_sequences(self._program), inputs)
+        return _reshaped(_translate(exported), inputs)
 
 
 def _executable(model: openvino.Model, settings: Settings) -> OpenVINOExecutable:
@@ -102,7 +104,7 @@ def _translate(exported: torch.export.ExportedProgram) -> openvino.Model:
     import openvino
 
     try:
-        model = openvino.convert_model(exported)
+        model = openvino.convert_model(exported, extension=extensions())
         narrow(model)
         return model
     except Exception as error:
@@ -129,6 +131,7 @@ def _read(folder: Path) -> openvino.Model:
 def _reshaped(model: openvino.Model, inputs: Tensors) -> openvino.Model:
     fixed = model.clone()
     fixed.reshape({index: list(tensor.shape) for index, tensor in enumerate(inputs)})
+    fix_lengths(fixed)
     return fixed
 
 

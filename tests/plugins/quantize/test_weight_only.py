@@ -250,7 +250,9 @@ def test_text_and_settings():
     assert format_pass(QuantizeWeights(bits=8, group=0)) == "quantize_weights{bits=8,group=0}"
 
 
-@pytest.mark.parametrize("fields", [{}, {"bits": 8, "group": 0}, {"group": 2, "symmetric": True}])
+@pytest.mark.parametrize(
+    "fields", [{"group": 4}, {"bits": 8, "group": 0}, {"group": 2, "symmetric": True}]
+)
 def test_it_conforms(fields):
     for check in check_pass(QuantizeWeights(**fields)):
         check()
