@@ -20,6 +20,7 @@ from fxopt_openvino.execute import DividedExecutable, OpenVINOExecutable
 from fxopt_openvino.narrow import narrow
 from fxopt_openvino.recurrent import extensions, fix_lengths, with_sequences
 from fxopt_openvino.settings import Settings
+from fxopt_openvino.shelf import Shelf
 
 if TYPE_CHECKING:
     import openvino
@@ -48,7 +49,8 @@ class OpenVINOLowering(Lowering):
     def __init__(self, program: Program, inputs: Tensors, settings: Settings) -> None:
         self._program = program
         self._settings = settings
-        self._any_batch = self._convert_for_any_batch(inputs)
+        model = self._convert_for_any_batch(inputs)
+        self._any_batch = None if model is None else Shelf(model, program.weight_bytes())
         self._fixed = None if self._any_batch else (_shapes(inputs), self._convert(inputs))
 
     def compile(self, inputs: Tensors) -> OpenVINOExecutable:
@@ -65,15 +67,20 @@ class OpenVINOLowering(Lowering):
     def _compile(self, inputs: Tensors, settings: Settings) -> OpenVINOExecutable:
         if self._any_batch is not None:
             try:
-                return _executable(_reshaped(self._any_batch, inputs), settings)
+                executable = _executable(_reshaped(self._any_batch.take(), inputs), settings)
             except Exception:  # noqa: BLE001 - whatever the runtime raises, the other way is left
                 self._any_batch = None
+            else:
+                self._any_batch.put_away()
+                return executable
         return _executable(self._model_for(inputs), settings)
 
     def _model_for(self, inputs: Tensors) -> openvino.Model:
-        if self._fixed is None or self._fixed[0] != _shapes(inputs):
-            self._fixed = (_shapes(inputs), self._convert(inputs))
-        return self._fixed[1]
+        """A model of these sizes; the one that was made at first is not kept any longer."""
+        first, self._fixed = self._fixed, None
+        if first is not None and first[0] == _shapes(inputs):
+            return first[1]
+        return self._convert(inputs)
 
     def _convert_for_any_batch(self, inputs: Tensors) -> openvino.Model | None:
         if not self._program.signature.batch:

@@ -251,3 +251,25 @@ extern "C" void cpp_fused_relu_0(float* out)
         ("qlinear_pointwise_tensor", "MatMul", "int8"),
         ("bmm_out", "MatMul", "bf16"),
     ]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_compute_in_bfloat16(kind):
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = kind(16, 32, 2, batch_first=True, bidirectional=True)
+            self.tags = nn.Linear(64, 8)
+
+        def forward(self, x):
+            outputs, state = self.layer(x)
+            return self.tags(outputs), state
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 16)
+    program = capture_program(Tagger().eval(), (x,), {})
+    code = Inductor(precision="bf16").lower(program, (x,), CPU).compile((x,))
+    expected = program(x)
+    for found, wanted in zip(code(x), expected, strict=True):
+        assert found.dtype is torch.float32
+        assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.02

@@ -67,8 +67,11 @@ def kernel_of(node: fx.Node, bf16: bool = False) -> Kernel | None:
 
 def takes_bf16(node: fx.Node) -> bool:
     """Whether an operation is heavy, in float32 and known to take bfloat16."""
+    if node.target not in KINDS and node.target not in _RECURRENT:
+        return False
     value: Any = node.meta.get("val")
-    return node.target in KINDS and value.dtype is torch.float32
+    first = value[0] if isinstance(value, (tuple, list)) else value
+    return bool(first.dtype is torch.float32)
 
 
 def only_for_products(node: fx.Node) -> bool:
