@@ -20,7 +20,6 @@ from fxopt_openvino.execute import DividedExecutable, OpenVINOExecutable
 from fxopt_openvino.narrow import narrow
 from fxopt_openvino.recurrent import extensions, fix_lengths, with_sequences
 from fxopt_openvino.settings import Settings
-from fxopt_openvino.shelf import Shelf
 
 if TYPE_CHECKING:
     import openvino
@@ -49,8 +48,7 @@ class OpenVINOLowering(Lowering):
     def __init__(self, program: Program, inputs: Tensors, settings: Settings) -> None:
         self._program = program
         self._settings = settings
-        model = self._convert_for_any_batch(inputs)
-        self._any_batch = None if model is None else Shelf(model, program.weight_bytes())
+        self._any_batch = self._convert_for_any_batch(inputs)
         self._fixed = None if self._any_batch else (_shapes(inputs), self._convert(inputs))
 
     def compile(self, inputs: Tensors) -> OpenVINOExecutable:
@@ -67,12 +65,9 @@ class OpenVINOLowering(Lowering):
     def _compile(self, inputs: Tensors, settings: Settings) -> OpenVINOExecutable:
         if self._any_batch is not None:
             try:
-                executable = _executable(_reshaped(self._any_batch.take(), inputs), settings)
+                return _executable(_reshaped(self._any_batch, inputs), settings)
             except Exception:  # noqa: BLE001 - whatever the runtime raises, the other way is left
                 self._any_batch = None
-            else:
-                self._any_batch.put_away()
-                return executable
         return _executable(self._model_for(inputs), settings)
 
     def _model_for(self, inputs: Tensors) -> openvino.Model:
