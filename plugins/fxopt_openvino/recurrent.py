@@ -153,14 +153,7 @@ def sequence(
 
 
 @sequence.register_fake
-def _(
-    x: torch.Tensor,
-    hidden: torch.Tensor,
-    cell: torch.Tensor,
-    weight: torch.Tensor,
-    recurrent: torch.Tensor,
-    bias: torch.Tensor,
-) -> torch.Tensor:
+def _(x: torch.Tensor, hidden: torch.Tensor, *_others: torch.Tensor) -> torch.Tensor:
     batch, directions, size = hidden.shape
     return x.new_empty(batch, directions, x.shape[1] + 2, size)
 

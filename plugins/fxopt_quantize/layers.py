@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from fxopt.plugin import Program
 from fxopt_quantize.modules import QuantConv, QuantConvTranspose, QuantLayer, QuantLinear
-from fxopt_quantize.weights import QuantizedWeight, quantize_weight
+from fxopt_quantize.weights import QuantizedWeight, quantize_weight, weight_refusal
 
 
 def refusal(program: Program, node: fx.Node) -> str | None:
@@ -15,10 +15,8 @@ def refusal(program: Program, node: fx.Node) -> str | None:
     layer = program.leaf(node)
     weight = layer.weight
     assert isinstance(weight, torch.Tensor)
-    if not weight.is_floating_point() or weight.numel() == 0:
-        return f"its weights are {str(weight.dtype).removeprefix('torch.')}{list(weight.shape)}"
-    if not bool(torch.isfinite(weight).all()):
-        return "its weights are not finite"
+    if (reason := weight_refusal(weight)) is not None:
+        return reason
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         if layer.groups > 1:
             return "grouped transposed convolutions have no int8 kernels"

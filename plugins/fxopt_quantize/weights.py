@@ -17,6 +17,15 @@ def largest_integer(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
+def weight_refusal(weight: torch.Tensor) -> str | None:
+    """Why weights cannot be rounded; None when they can."""
+    if not weight.is_floating_point() or weight.numel() == 0:
+        return f"its weights are {str(weight.dtype).removeprefix('torch.')}{list(weight.shape)}"
+    if not bool(torch.isfinite(weight).all()):
+        return "its weights are not finite"
+    return None
+
+
 @dataclass(frozen=True)
 class QuantizedWeight:
     """Weights and their scales.

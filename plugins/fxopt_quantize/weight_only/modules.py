@@ -73,12 +73,7 @@ class WeightOnlyEmbedding(WeightOnly):
 
     Args:
         weight: A row for each index.
-        padding_index: As of ``nn.Embedding``: it matters for gradients alone.
     """
-
-    def __init__(self, weight: StoredWeight, padding_index: int | None) -> None:
-        super().__init__(weight)
-        self.padding_index = padding_index
 
     def forward(self, index: torch.Tensor) -> torch.Tensor:
         rows = F.embedding(index, self.packed)

@@ -12,6 +12,7 @@ from fxopt.plugin import Context, Edit, Lossy, Milder, Pass, PassInfo, PassResul
 from fxopt_quantize.skipping import check_skipped, is_skipped
 from fxopt_quantize.weight_only.modules import WeightOnlyEmbedding, WeightOnlyLinear
 from fxopt_quantize.weight_only.stored import Store
+from fxopt_quantize.weights import weight_refusal
 
 _LAYERS = (nn.Linear, nn.Embedding)
 _FINE_GROUP = 32
@@ -118,10 +119,8 @@ class QuantizeWeights(Pass):
             return "named in skip"
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
-        if not weight.is_floating_point() or weight.numel() == 0:
-            return f"its weights are {str(weight.dtype).removeprefix('torch.')}"
-        if not bool(torch.isfinite(weight).all()):
-            return "its weights are not finite"
+        if (reason := weight_refusal(weight)) is not None:
+            return reason
         columns = weight.shape[1]
         if columns % (self.group or 2):
             return f"rows of {columns} weights do not divide into groups of {self.group or 2}"
@@ -132,6 +131,6 @@ class QuantizeWeights(Pass):
 
 def _counterpart(layer: nn.Module, store: Store) -> nn.Module:
     if isinstance(layer, nn.Embedding):
-        return WeightOnlyEmbedding(store.stored(layer.weight), layer.padding_idx)
+        return WeightOnlyEmbedding(store.stored(layer.weight))
     assert isinstance(layer, nn.Linear)
     return WeightOnlyLinear(store.stored(layer.weight), layer.bias)

@@ -218,6 +218,17 @@ def test_every_backend_multiplies_with_them(index, backend, limit, precision):
         assert code.precisions() == {precision: 3}
 
 
+@pytest.mark.parametrize(("bits", "limit"), [(4, 1e-5), (8, 1e-5)])
+def test_openvino_without_zero_points(index, bits, limit):
+    if (reason := OpenVINO().unavailable()) is not None:
+        pytest.skip(reason)
+    program, _ = few_bits(Language(), index, bits=bits, group=32, symmetric=True)
+    code = OpenVINO().lower(program, (index,), CPU).compile((index,))
+    with torch.no_grad():
+        assert relative(code(index)[0], program(index)[0]) < limit
+    assert code.precisions() == {f"int{bits}": 3}
+
+
 @settings(deadline=None, max_examples=10)
 @given(st.integers(1, 40), st.sampled_from([32, 64, 128]), st.booleans(), st.booleans(), seeds)
 def test_torchs_product_takes_any_number_of_outputs(outputs, group, bias, symmetric, seed):
