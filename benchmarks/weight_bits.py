@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from accuracy import output_error
@@ -26,7 +27,7 @@ from tasks import TASKS, Predict, Task
 from fxopt.cost import find_target
 from fxopt.emit import emit
 from fxopt.frontend import capture_program
-from fxopt.passes import Context
+from fxopt.passes import Calibration, Context
 from fxopt_quantize import QuantizeWeights
 
 HEADERS = ("model", "what runs", "score %", "drop", "answers", "output error", "bytes of fp32's")
@@ -36,7 +37,11 @@ GROUPS = (128, 32)
 def ways(task: Task) -> Iterator[tuple[str, Callable[[], tuple[Predict, float | None]]]]:
     """Names, and what makes a function of any batch, with its share of the bytes where known."""
     for group in GROUPS:
-        own = {"fxopt": {}, "fxopt, symmetric": {"symmetric": True}}
+        own: dict[str, dict[str, Any]] = {
+            "fxopt": {},
+            "fxopt, symmetric": {"symmetric": True},
+            "fxopt, GPTQ": {"rounding": "gptq"},
+        }
         for name, fields in own.items():
             item = QuantizeWeights(bits=4, group=group, **fields)
             yield f"{name}, 4 bits by {group}", partial(_own, task, item)
@@ -70,7 +75,8 @@ def rows_of(task: Task) -> Iterator[list[object]]:
 def _own(task: Task, item: QuantizeWeights) -> tuple[Predict, float | None]:
     program = capture_program(task.model, task.example, {}).clone()
     before = program.weight_bytes()
-    item.run(program, Context(find_target("cpu")))
+    calibration = Calibration(task.calibration, program.signature)
+    item.run(program, Context(find_target("cpu"), calibration=calibration))
     return emit(program), program.weight_bytes() / before
 
 

@@ -7,6 +7,8 @@ dampening of 1 %, and updates gathered over blocks of columns.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 _DAMPENING = 0.01
@@ -27,19 +29,57 @@ def gptq(
     Returns:
         Whole numbers in the shape of ``weight``.
     """
-    rest, scale = weight.to(torch.float64, copy=True), scale.double()
+    largest = torch.full_like(scale, limit)
+    return compensated(weight, Levels(scale, -largest, largest), moments)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What weights may become: whole multiples of a scale, between bounds.
+
+    Attributes:
+        scale: Distance between neighbours; positive. All three broadcast against the weights.
+        low: The smallest integer.
+        high: The largest integer.
+    """
+
+    scale: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def expanded(self, shape: torch.Size) -> Levels:
+        """The same in float64, one for each weight."""
+        grids = (self.scale, self.low, self.high)
+        return Levels(*(each.double().expand(shape) for each in grids))
+
+
+def compensated(weight: torch.Tensor, levels: Levels, moments: torch.Tensor) -> torch.Tensor:
+    """Integers such that what outputs err by is small, on levels that differ from weight to weight.
+
+    Args:
+        weight: As (groups, outputs, inputs).
+        levels: Chosen beforehand, and kept.
+        moments: The mean of x x' over inputs x, as (groups, inputs, inputs).
+
+    Returns:
+        Whole numbers in the shape of ``weight``.
+    """
+    rest = weight.to(torch.float64, copy=True)
+    levels = levels.expanded(rest.shape)
     factor = _inverse_factor(moments.double())
     values = torch.empty_like(rest)
     for start in range(0, rest.shape[2], _BLOCK):
         block = slice(start, min(start + _BLOCK, rest.shape[2]))
         errors = torch.empty_like(rest[:, :, block])
         for column in range(block.start, block.stop):
-            value = torch.round(rest[:, :, column, None] / scale).clamp_(-limit, limit)
-            values[:, :, column] = value[:, :, 0]
-            left = rest[:, :, column, None] - value * scale
-            error = left / factor[:, column, column, None, None]
-            rest[:, :, column : block.stop] -= error * factor[:, None, column, column : block.stop]
-            errors[:, :, column - start] = error[:, :, 0]
+            scale = levels.scale[:, :, column]
+            value = torch.round(rest[:, :, column] / scale)
+            value = value.clamp(levels.low[:, :, column], levels.high[:, :, column])
+            values[:, :, column] = value
+            error = (rest[:, :, column] - value * scale) / factor[:, column, column, None]
+            to_come = factor[:, None, column, column : block.stop]
+            rest[:, :, column : block.stop] -= error[:, :, None] * to_come
+            errors[:, :, column - start] = error
         rest[:, :, block.stop :] -= errors @ factor[:, block, block.stop :]
     return values
 

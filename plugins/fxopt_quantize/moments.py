@@ -100,8 +100,7 @@ def _groups(layer: QuantLayer) -> int:
 def _columns(layer: QuantLayer, x: torch.Tensor) -> torch.Tensor:
     """What each output is a product with, as (groups, inputs and kernel, outputs)."""
     if not isinstance(layer, QuantConv):
-        rows = x.reshape(-1, x.shape[-1])
-        return rows[:: _stride(len(rows), 1)].t()[None]
+        return linear_columns(x)[None]
     kernel = layer.weight_int8.shape[2:]
     if x.dim() == len(kernel) + 1:
         x = x[None]
@@ -117,6 +116,12 @@ def _columns(layer: QuantLayer, x: torch.Tensor) -> torch.Tensor:
     order = (1, *range(2 + len(kernel), x.dim()), 0, *spatial)
     groups = _groups(layer)
     return x.permute(order).reshape(groups, x.shape[1] // groups * kernel.numel(), -1)
+
+
+def linear_columns(x: torch.Tensor) -> torch.Tensor:
+    """What a linear layer multiplies with, as (inputs, rows); of very many rows some."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows[:: _stride(len(rows), 1)].t()
 
 
 def _stride(count: int, dimensions: int) -> int:

@@ -29,6 +29,7 @@ from fxopt_quantize.gptq import gptq
 from fxopt_quantize.histogram import ChannelRange
 from fxopt_quantize.layers import LayerFactory, refusal
 from fxopt_quantize.learn import learn
+from fxopt_quantize.measured import MeasuredSensitivities
 from fxopt_quantize.modules import FakeQuantize, FakeQuantizePerChannel, QuantLayer
 from fxopt_quantize.moments import InputMoments
 from fxopt_quantize.placement import Site, place
@@ -96,6 +97,9 @@ class Quantize(Pass):
             become: quantization-aware training by learned step sizes (``lsq``, Esser et al.
             2020), on the data of ``fxopt.optimize(training=)``. Where those have no labels, the
             program learns to give the outputs that it gave in float.
+        sensitivity: How it is found out which layers cost the most quality, where a limit is not
+            kept: by ``gradient``, an estimate from a few backward passes, or ``measured``, by
+            running what comes after each layer, in about half as many runs as there are layers.
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
     """
 
@@ -110,6 +114,7 @@ class Quantize(Pass):
     rounding: Rounding = "nearest"
     bias_correction: bool = True
     training: Learning = "off"
+    sensitivity: Literal["gradient", "measured"] = "gradient"
     skip: tuple[str, ...] = ()
 
     info: ClassVar[PassInfo] = PassInfo(
@@ -187,11 +192,19 @@ class Quantize(Pass):
         """
         ready = self._prepare(program, context)
         assert context.calibration is not None
-        found = Sensitivities(program, ready.layers, dict(ready.inputs()), seed=context.seed)
+        found = self._sensitivities(program, ready, context.seed)
         for batch, samples in few_samples(program, context.calibration):
             found.update(batch, samples)
             context.progress(f"measuring sensitivities: {samples} samples")
         return found.found()
+
+    def _sensitivities(
+        self, program: Program, ready: Ready, seed: int
+    ) -> Sensitivities | MeasuredSensitivities:
+        inputs = dict(ready.inputs())
+        if self.sensitivity == "measured":
+            return MeasuredSensitivities(program, ready.layers, inputs)
+        return Sensitivities(program, ready.layers, inputs, seed=seed)
 
     def _prepare(self, program: Program, context: Context) -> Ready:
         """All that takes calibration data but for the biases."""

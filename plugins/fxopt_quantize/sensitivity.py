@@ -190,12 +190,13 @@ class _Traced(fx.Interpreter):
         with torch.no_grad():
             layer = self._layers[n]
             error = layer(self._roundings[n](inputs[0].detach())) - value
-            saving = _saving(layer, inputs[0], value)
-        self.seen[n] = _Seen(value, error, saving)
+            saved = saving(layer, inputs[0], value)
+        self.seen[n] = _Seen(value, error, saved)
         return value
 
 
-def _saving(layer: QuantLayer, given: torch.Tensor, value: torch.Tensor) -> float:
+def saving(layer: QuantLayer, given: torch.Tensor, value: torch.Tensor) -> float:
+    """What a layer saves in int8, given what it takes and yields; see :class:`Sensitivity`."""
     counted = given if isinstance(layer, QuantConvTranspose) else value
     products = float(counted.numel()) * layer.weight_int8[0].numel()
     return products + _PRODUCTS_A_VALUE * (given.numel() + value.numel())

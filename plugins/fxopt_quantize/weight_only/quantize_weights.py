@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import fx, nn
 
-from fxopt.plugin import Context, Edit, Lossy, Milder, Pass, PassInfo, PassResult, Program
+from fxopt.plugin import (
+    CalibrationError,
+    Context,
+    Edit,
+    Lossy,
+    Milder,
+    Pass,
+    PassInfo,
+    PassResult,
+    Program,
+)
+from fxopt_quantize.calibrate import observe
 from fxopt_quantize.skipping import check_skipped, is_skipped
 from fxopt_quantize.weight_only.modules import WeightOnlyEmbedding, WeightOnlyLinear
+from fxopt_quantize.weight_only.moments import LinearMoments
 from fxopt_quantize.weight_only.stored import Store
 from fxopt_quantize.weights import weight_refusal
 
@@ -25,14 +37,18 @@ class QuantizeWeights(Pass):
 
     A decoder that makes one token at a time reads each weight for a single multiplication, so
     what counts is how many bytes there are. Each group of neighbours in a row has a scale and a
-    zero point of its own, as in Frantar et al., "GPTQ", 2023; rounding is to nearest, in the range
-    of least squared error. No data are needed.
+    zero point of its own, in the range of least squared error. No data are needed for rounding to
+    the nearest level.
 
     Attributes:
         bits: How fine weights are, from 2 to 8. Up to 4, two share a byte.
         group: How many weights share a scale; 0 for a whole row.
         symmetric: Whether zero is the middle of the levels in each group, which spares the zero
             points and takes a level.
+        rounding: Which level a weight of a linear layer becomes: the ``nearest`` one, or one by
+            which the outputs on the calibration data err less, by ``gptq`` (Frantar et al. 2023,
+            with the levels chosen beforehand).
+        samples: How many calibration samples that takes at most, rounded up to whole batches.
         embeddings: Whether the tables of embeddings are stored so too.
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
     """
@@ -40,6 +56,8 @@ class QuantizeWeights(Pass):
     bits: int = 4
     group: int = 128
     symmetric: bool = False
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    samples: int = 256
     embeddings: bool = True
     skip: tuple[str, ...] = ()
 
@@ -52,6 +70,8 @@ class QuantizeWeights(Pass):
             raise ValueError(f"bits={self.bits} must be between 2 and 8")
         if self.group < 0 or self.group % 2:
             raise ValueError(f"group={self.group} must be an even number, or 0 for whole rows")
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples} must be at least 1")
 
     def inapplicable(self, program: Program, context: Context) -> str | None:
         """There is nothing to do without a linear layer or an embedding."""
@@ -61,17 +81,21 @@ class QuantizeWeights(Pass):
         """Replaces layers by such that hold integers.
 
         Raises:
+            CalibrationError: ``rounding=gptq`` without calibration data, or with such that cannot
+                be used.
             PassError: ``skip`` names a layer that does not exist.
         """
         nodes = self._layers(program)
         check_skipped(self.skip, nodes)
-        store = Store(self.bits, self.group, self.symmetric)
+        moments = self._moments(program, context, nodes)
+        store = Store(self.bits, self.group, self.symmetric, moments)
         made: dict[nn.Module, nn.Module] = {}
         left = 0
         with program.edit() as edit:
             for node in nodes:
                 left += self._replace(edit, program, node, store, made)
         scope = f"groups of {self.group}" if self.group else "whole rows"
+        scope += "" if self.rounding == "nearest" else f", by {self.rounding}"
         return edit.result(
             f"{len(nodes) - left} layers with {self.bits}-bit weights, {scope}",
             layers=len(nodes) - left,
@@ -86,6 +110,29 @@ class QuantizeWeights(Pass):
         if self.bits < _FINE_BITS:
             options.append(replace(self, bits=_FINE_BITS, group=_FINE_GROUP))
         return Milder(options)
+
+    def _moments(
+        self, program: Program, context: Context, nodes: list[fx.Node]
+    ) -> dict[torch.Tensor, torch.Tensor]:
+        """Of the inputs of the layers that are rounded by them; none where none are."""
+        taken = [node for node in nodes if self._refusal(node, program.leaf(node)) is None]
+        if self.rounding == "nearest" or not taken:
+            return {}
+        if context.calibration is None:
+            raise CalibrationError(
+                f"quantize_weights{{rounding={self.rounding}}} needs calibration data",
+                hint="pass calibration=, an iterable of batches such as the model will see",
+            )
+        moments = LinearMoments(program, taken)
+        observe(
+            program,
+            context.calibration,
+            moments,
+            samples=self.samples,
+            progress=context.progress,
+            task="gathering moments",
+        )
+        return moments.found()
 
     def _layers(self, program: Program) -> list[fx.Node]:
         return [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
-from fxopt_quantize.weight_only.grouped import quantize_groups
+from fxopt_quantize.gptq import Levels, compensated
+from fxopt_quantize.weight_only.grouped import GroupedWeight, quantize_groups
 from fxopt_quantize.weight_only.packing import pack
 
 
@@ -36,12 +38,20 @@ class Store:
         bits: From 2 to 8.
         group: As of :func:`quantize_groups`; 0 for one group a row.
         symmetric: As of :func:`quantize_groups`.
+        moments: Of the inputs of weights that are rounded by what that does to outputs.
     """
 
-    def __init__(self, bits: int, group: int, symmetric: bool) -> None:
+    def __init__(
+        self,
+        bits: int,
+        group: int,
+        symmetric: bool,
+        moments: Mapping[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
         self._bits = bits
         self._group = group
         self._symmetric = symmetric
+        self._moments = moments or {}
         self._made: dict[torch.Tensor, StoredWeight] = {}  # tensors are hashed by identity
 
     def stored(self, weight: torch.Tensor) -> StoredWeight:
@@ -49,8 +59,23 @@ class Store:
         if weight not in self._made:
             group = self._group or weight.shape[1]
             found = quantize_groups(weight, self._bits, group, self._symmetric)
+            if weight in self._moments:
+                found = _compensated(weight, found, self._moments[weight])
             packed = pack(found.codes, self._bits)
             self._made[weight] = StoredWeight(
                 packed, found.scale, found.zero_point, self._bits, group
             )
         return self._made[weight]
+
+
+def _compensated(
+    weight: torch.Tensor, nearest: GroupedWeight, moments: torch.Tensor
+) -> GroupedWeight:
+    """Other codes on the same levels, by GPTQ."""
+    zero = nearest.zero_point.to(torch.float64)
+    top = (1 << nearest.bits) - 1
+    grids = (nearest.scale, -zero, top - zero)
+    each = (grid.expand(nearest.codes.shape).flatten(1)[None] for grid in grids)
+    integers = compensated(weight.detach()[None], Levels(*each), moments[None])[0]
+    codes = integers.reshape(nearest.codes.shape) + zero
+    return replace(nearest, codes=codes.to(torch.uint8))

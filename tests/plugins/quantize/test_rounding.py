@@ -9,7 +9,7 @@ from torch import nn
 
 from fxopt.frontend import capture_program
 from fxopt_quantize.adaround import adaround
-from fxopt_quantize.gptq import gptq
+from fxopt_quantize.gptq import Levels, compensated, gptq
 from fxopt_quantize.layers import LayerFactory
 from fxopt_quantize.modules import QuantConv, QuantLinear
 from fxopt_quantize.moments import InputMoments
@@ -38,15 +38,15 @@ def nearest(weight, scale):
     return torch.round(weight / scale)
 
 
-def plain_gptq(weight, scale, moments, limit):
+def plain_gptq(weight, scale, moments, low, high):
     """The algorithm one column at a time, with the inverse brought up to date by elimination."""
     weight = weight.clone()
     diagonal = moments.diagonal()
     inverse = torch.linalg.inv(moments + 0.01 * diagonal.mean() * torch.eye(len(moments)).double())
     values = torch.empty_like(weight)
     for j in range(weight.shape[1]):
-        values[:, j] = torch.round(weight[:, j] / scale[:, 0]).clamp(-limit, limit)
-        error = (weight[:, j] - values[:, j] * scale[:, 0]) / inverse[j, j]
+        values[:, j] = torch.round(weight[:, j] / scale[:, j]).clamp(low[:, j], high[:, j])
+        error = (weight[:, j] - values[:, j] * scale[:, j]) / inverse[j, j]
         weight -= error[:, None] * inverse[j]
         inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
     return values
@@ -56,8 +56,21 @@ def test_gptq_is_the_papers_algorithm_also_over_several_blocks():
     weight, scale, moments = problem(groups=2, outputs=5, inputs=300, samples=900)
     values = gptq(weight, scale, moments, 7)
     for group in range(2):
-        expected = plain_gptq(weight[group], scale[group], moments[group], 7)
+        bound = torch.full_like(weight[group], 7)
+        steps = scale[group].expand_as(bound)
+        expected = plain_gptq(weight[group], steps, moments[group], -bound, bound)
         assert (values[group] != expected).float().mean() < 1e-3  # ties of rounding
+
+
+def test_gptq_keeps_levels_that_differ_from_weight_to_weight():
+    weight, scale, moments = problem(outputs=5, inputs=200, samples=600)
+    steps = scale * (0.5 + torch.rand_like(weight))
+    low, high = -torch.randint(3, 9, weight.shape).double(), torch.randint(3, 9, weight.shape)
+    values = compensated(weight, Levels(steps, low, high), moments)
+    assert (values >= low).all()
+    assert (values <= high).all()
+    expected = plain_gptq(weight[0], steps[0], moments[0], low[0], high[0].double())
+    assert (values[0] != expected).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", ROUNDERS)

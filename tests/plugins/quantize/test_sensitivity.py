@@ -134,12 +134,12 @@ def test_integer_inputs_and_outputs_that_are_no_floats():
     assert all(0 < each.error < 1 for each in found.values())
 
 
-def managed(model, x, **limits):
+def managed(model, x, item=None, **limits):
     program = capture_program(model, (x,), {})
     calibration = Calibration([x], program.signature)
     context = Context(CPU, [[x]], calibration=calibration)
     facts = default_registry().facts
-    manager = PassManager(plan([Quantize()], facts, set(facts)), facts, context, **limits)
+    manager = PassManager(plan([item or Quantize()], facts, set(facts)), facts, context, **limits)
     return manager.run(program)
 
 
@@ -166,3 +166,27 @@ def test_a_limit_that_no_layer_keeps():
     record = managed(model, x, max_drift=1e-7).records[0]
     assert record.status == "rolled back"
     assert "of its milder settings" in record.reason
+
+
+def test_measured_is_what_each_layer_does_alone():
+    model, x = uneven()
+    program = capture_program(model, (x,), {}).clone()
+    context = Context(CPU, calibration=Calibration([x[:8]], program.signature))
+    found = Quantize(sensitivity="measured").sensitivities(program, context)
+    names = [str(node.target) for node in found]
+    assert names == [f"layers.{i}" for i in range(6)] + ["head"]
+    for node, each in found.items():
+        alone = measured(model, x[:8], str(node.target), names)
+        # the mean before the head has the grid of what it is taken of, if that is rounded too
+        assert each.error == pytest.approx(alone, rel=0.03 if node.target == "head" else 1e-4), node
+    estimated = Quantize().sensitivities(program, context)
+    assert [each.saving for each in estimated.values()] == [e.saving for e in found.values()]
+
+
+def test_measured_sensitivities_choose_what_stays_in_float():
+    model, x = uneven()
+    free = managed(model, x).records[0]
+    item = Quantize(sensitivity="measured")
+    record = managed(model, x, item, max_drift=free.drift * 0.4).records[0]
+    assert record.status == "applied"
+    assert next(iter(record.details["costs"])) == "layers.2"

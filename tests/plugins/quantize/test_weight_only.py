@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fxopt.cost import find_target
-from fxopt.errors import PassError
+from fxopt.errors import CalibrationError, PassError
 from fxopt.frontend import capture_program
 from fxopt.ir.saving import load_program, save_program
-from fxopt.passes import Context, format_pass
+from fxopt.passes import Calibration, Context, format_pass
 from fxopt.testing import check_pass
 from fxopt.testing.strategies import generated_cases
 from fxopt_eager import Eager
@@ -286,3 +286,51 @@ def test_random_models_are_those_with_rounded_weights(case, bits, symmetric):
             layer.weight.copy_(quantize_groups(layer.weight, bits, 2, symmetric).values())
     for mine, expected in zip(case.outputs(program), case.outputs(rounded), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12)
+
+
+class Correlated(nn.Module):
+    """Linear layers whose inputs depend on each other, and a table that is the last layer too."""
+
+    def __init__(self, width=64, words=50):
+        super().__init__()
+        self.mix, self.first = nn.Linear(8, width), nn.Linear(width, width)
+        self.table, self.head = nn.Embedding(words, width), nn.Linear(width, words, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, x, index):
+        return self.head(self.first(self.mix(x)) + self.table(index))
+
+
+def correlated(rounding, calibrate=True):
+    model = Correlated().eval()
+    batches = [(torch.randn(32, 8), torch.randint(0, 50, (32,))) for _ in range(4)]
+    program = capture_program(model, batches[0], {}).clone()
+    calibration = Calibration(batches, program.signature) if calibrate else None
+    item = QuantizeWeights(bits=3, group=8, rounding=rounding)
+    result = item.run(program, Context(CPU, calibration=calibration))
+    program.verify()
+    return model, program, result
+
+
+def test_gptq_errs_less_in_outputs_and_keeps_the_levels():
+    errors, found = {}, {}
+    for rounding in ("nearest", "gptq"):
+        torch.manual_seed(0)
+        model, program, result = correlated(rounding)
+        x = torch.randn(200, 8)
+        hidden = model.mix(x)
+        layer = program.module.get_submodule("first")
+        errors[rounding] = relative(layer(hidden), model.first(hidden))
+        found[rounding] = layer, program.module.get_submodule("head")
+    assert result.summary.endswith("by gptq")
+    assert errors["gptq"] < 0.5 * errors["nearest"]
+    (nearest, head), (other, tied) = found["nearest"], found["gptq"]
+    assert torch.equal(nearest.scale, other.scale)
+    assert torch.equal(nearest.zero_point, other.zero_point)
+    assert not torch.equal(nearest.packed, other.packed)
+    assert torch.equal(head.packed, tied.packed)  # rows of a table are looked up one by one
+
+
+def test_gptq_needs_calibration_data():
+    with pytest.raises(CalibrationError, match="rounding=gptq"):
+        correlated("gptq", calibrate=False)

@@ -1,0 +1,125 @@
+"""Each int8 layer of random models on each backend: within one quantization step of the program."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import fx
+
+from fxopt.cost import find_target
+from fxopt.errors import BackendError
+from fxopt.frontend import capture_program
+from fxopt.passes import Calibration, Context
+from fxopt.registry import default_registry
+from fxopt.testing.reference import randomize
+from fxopt.testing.strategies import models
+from fxopt_fold_bn import FoldBN
+from fxopt_quantize import FakeQuantize, FakeQuantizePerChannel, Quantize
+from fxopt_quantize.modules import QuantConvTranspose, QuantLayer
+from tests.building import Builder
+
+CPU = find_target("cpu")
+ROUNDINGS = (FakeQuantize, FakeQuantizePerChannel)
+
+
+def usable(name):
+    """The backend of that name, or a reason to skip the test."""
+    backends, excluded = default_registry().available_backends(CPU, [name])
+    if not backends:
+        pytest.skip(str(excluded))
+    return backends[0]
+
+
+def values_in(program, x):
+    """What each node of a program yields."""
+    walk = fx.Interpreter(program.module, garbage_collect_values=False)
+    with torch.no_grad():
+        walk.run(x)
+    return walk.env
+
+
+def units(program, x):
+    """Of each int8 layer its input, and what rounds that, the layer, and what rounds its result."""
+    values = values_in(program, x)
+    for node in program.nodes:
+        layer = program.leaf(node) if node.op == "call_module" else None
+        if isinstance(layer, QuantLayer):
+            entry, after = rounding_before(program, node), rounding_after(program, node)
+            yield values[node.args[0]], entry, layer, after
+
+
+def rounding_before(program, node):
+    while not isinstance(leaf := leaf_of(program, node), ROUNDINGS):
+        node = node.all_input_nodes[0]
+    return leaf
+
+
+def rounding_after(program, node):
+    leaves = [leaf_of(program, user) for user in node.users]
+    return next((leaf for leaf in leaves if isinstance(leaf, FakeQuantize)), None)
+
+
+def leaf_of(program, node):
+    return program.leaf(node) if node.op == "call_module" else None
+
+
+def unit_program(x, entry, layer, after):
+    modules = {"entry": entry, "layer": layer}
+    b = Builder(**modules, **({} if after is None else {"after": after}))
+    result = b.call("layer", b.call("entry", b.input("x", *x.shape)))
+    return b.program(result if after is None else b.call("after", result))
+
+
+def quantized(model, x, **fields):
+    program = capture_program(randomize(model).eval(), (x,), {}).clone()
+    context = Context(CPU, calibration=Calibration([(x,)], program.signature))
+    FoldBN().run(program, context)
+    item = Quantize(**fields)
+    if item.inapplicable(program, context):
+        return None
+    item.run(program, context)
+    return program
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "onednn"])
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(
+    built=models(max_blocks=2),
+    seed=st.integers(0, 2**16),
+    activations=st.sampled_from(("auto", "symmetric", "asymmetric")),
+    depthwise=st.sampled_from(("tensor", "channel")),
+    bits=st.sampled_from((8, 4)),
+)
+def test_each_int8_layer_is_within_one_step(name, built, seed, activations, depthwise, bits):
+    backend = usable(name)
+    model, channels, side = built
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        x = torch.randn(3, channels, side, side)
+        program = quantized(
+            model, x, activations=activations, depthwise=depthwise, weight_bits=bits
+        )
+    for unit in [] if program is None else units(program, x):
+        check_unit(backend, *unit)
+
+
+def check_unit(backend, x, entry, layer, after):
+    """Where the result is rounded, by one step; else by half a step of sums of integers."""
+    program = unit_program(x, entry, layer, after)
+    try:
+        code = backend.lower(program, (x,), CPU).compile((x,))
+    except BackendError:  # torch has no integer kernel for some transposed convolutions
+        assert backend.info.name == "onednn"
+        assert isinstance(layer, QuantConvTranspose)
+        return
+    with torch.no_grad():
+        expected, actual = program(x)[0], code(x)[0]
+    scale = torch.as_tensor(entry.scale).max() * layer.weight_scale.max()
+    step = 0.5 * float(scale) if after is None else after.scale  # biases become integers, too
+    tolerance = 1.001 * step + 2e-5 * float(expected.abs().max()) + 1e-6
+    assert float((actual - expected).abs().max()) <= tolerance, (code.kernels(), layer)
