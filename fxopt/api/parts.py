@@ -20,6 +20,9 @@ from fxopt.ir import tensor_bytes
 from fxopt.passes import Exact, batch_arguments
 from fxopt.report import PassRecord, Report
 
+# The latencies of the whole are for the report alone, and such models often take seconds a call.
+_SECONDS = 5.0
+
 
 def optimize_parts(
     model: nn.Module, inputs: Call, request: Request, why: CaptureError
@@ -197,6 +200,10 @@ def _latencies(original: nn.Module, module: nn.Module, inputs: Call) -> tuple[La
     args, kwargs = inputs
     with torch.no_grad():
         latencies = measure(
-            {"original": lambda: original(*args, **kwargs), "fast": lambda: module(*args, **kwargs)}
+            {
+                "original": lambda: original(*args, **kwargs),
+                "fast": lambda: module(*args, **kwargs),
+            },
+            seconds=_SECONDS,
         )
     return latencies["original"], latencies["fast"]

@@ -20,6 +20,9 @@ _ROUNDS = 16
 _NARROWING = 0.6
 _SECONDS = 20.0
 
+# Where there is nothing to choose, timings are for the report alone.
+_SECONDS_TO_TELL = 2.0
+
 
 def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
     """Times candidates that are built in this process, and notes their latencies.
@@ -32,10 +35,16 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
         calls[candidate.name] = candidate.call(job.examples[0])
     job.progress(f"measuring {len(calls)} candidates for {job.name}")
     with torch.no_grad():
-        latencies = measure(calls, rounds=_ROUNDS, narrowing=_NARROWING, seconds=_SECONDS)
+        seconds = _SECONDS if _is_choice(candidates) else _SECONDS_TO_TELL
+        latencies = measure(calls, rounds=_ROUNDS, narrowing=_NARROWING, seconds=seconds)
     for candidate in candidates:
         candidate.timed(latencies[candidate.name])
     return latencies[_ORIGINAL]
+
+
+def _is_choice(candidates: Sequence[Candidate]) -> bool:
+    """A program that nothing has lowered is kept, whether it or the original is faster."""
+    return len(candidates) > 1 or not candidates[0].assignment.native
 
 
 def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
