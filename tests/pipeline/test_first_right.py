@@ -1,6 +1,7 @@
 """Which candidate is kept in the end, when what is built at last takes what a test says."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,8 @@ from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.sizes import OtherSizes
 from fxopt.pipeline.lowering.verify import first_right
 from fxopt.plugin import Backend, BackendInfo
-from tests.building import small_cnn
+from fxopt_eager import Eager
+from tests.building import image, small_cnn
 
 
 @dataclass(frozen=True)
@@ -106,3 +108,24 @@ def test_a_second_race_at_another_speed_changes_no_order(candidates, monkeypatch
     monkeypatch.setattr(race_module, "race_apart", race_apart)
     race_module.race_again([first], [late], [first, second], None)
     assert [c.median for c in (late, first, second)] == [1.9, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(("names", "long"), [(["eager"], False), (["eager", "runtime"], True)])
+def test_a_race_is_short_where_nothing_can_be_chosen(names, long, candidates, monkeypatch):
+    version = candidates[0].version
+    kinds = {"eager": Candidate(version, whole(Eager())), "runtime": candidates[0]}
+    racing = [kinds[name] for name in names]
+    for candidate in racing:
+        timed(candidate, 1.0)
+    given = []
+
+    def measure(calls, seconds, **rules):
+        given.append(seconds)
+        return dict.fromkeys(calls, Latency((1.0,)))
+
+    monkeypatch.setattr(race_module, "measure", measure)
+    job = SimpleNamespace(
+        original=None, examples=([image()],), name="net", progress=lambda line: None
+    )
+    race_module.race(racing, job)
+    assert (given[0] > 10) is long
