@@ -62,15 +62,15 @@ def _grid(columns: int = 1) -> Table:
     return grid
 
 
-def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+def _table(*columns: str, right: tuple[str, ...] = (), wrapped: tuple[str, ...] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, name in enumerate(columns):
         table.add_column(
             name,
             justify="right" if name in right else "left",
             min_width=_LABEL if index == 0 else None,
-            # the last column takes what is left, and is the one that wraps
-            no_wrap=index < len(columns) - 1,
+            # the last column takes what is left, and is the one that wraps unless others do too
+            no_wrap=index < len(columns) - 1 and name not in wrapped,
             overflow="fold",
         )
     return table
@@ -125,7 +125,7 @@ def _passes(report: Report) -> Table:
 
 def _regions(report: Report) -> Table:
     columns = ("region", "operations", "backend", "ran in", "ms", "next best")
-    table = _table(*columns, right=("ms",))
+    table = _table(*columns, right=("ms",), wrapped=("backend",))
     for region in report.regions:
         cells = (
             region.name,

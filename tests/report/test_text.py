@@ -126,3 +126,11 @@ def test_what_is_merely_slower_takes_one_line(report):
     assert "whole net: inductor 15.1; not tried: onednn" in text
     assert "whole net: wrong: output error 0.3" in text
     assert text.count("whole net: ") == 2
+
+
+def test_long_names_of_backends_leave_room_for_the_next_best():
+    chosen = CandidateRecord("openvino bf16 2 streams", "lossy", 7.56, precisions={"int8": 10})
+    other = CandidateRecord("openvino bf16", "lossy", 15.9, precisions={"int8": 10})
+    region = RegionRecord("whole net", 35, chosen, (chosen, other))
+    text = render_text(Report("Net", "cpu", "1x1", "cleanup", regions=(region,)), width=78)
+    assert "openvino bf16 15.9" in text
