@@ -7,7 +7,8 @@ Usage:
     python benchmarks/latency.py --render study.json     writes benchmarks/results/latency.md
 
 Each model and batch size runs in a process of its own. With --out, one that the file has is
-skipped (--redo runs it again), and the file is written after each. All candidates of a model are
+skipped (--redo runs it again), and the file is written after each, so that a study can go on later
+and on another machine: what is judged are ratios within a case. All candidates of a model are
 built first, then timed in turns in bursts, with a pause before each burst so that one rival's
 spinning threads do not slow the next one. A rival that fails, or is not built within --limit
 seconds, is a row with a remark.
@@ -18,7 +19,6 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from machine import describe_machine, machine_text, revision
+from machine import describe_machine, letter, machine_text, revision
 from render import case_table, render, render_verdicts
 from rows import PRECISIONS, Results, Row, load
 from study import BUILDING, Options, run, suited
@@ -45,7 +45,8 @@ def main() -> None:
     _quiet()
     arguments.revision = revision()  # of the files that are about to run, not of later ones
     results = _opened(arguments.out)
-    print(machine_text(results.machine))
+    arguments.machine = results.place(describe_machine())
+    print(f"{letter(arguments.machine)}: {machine_text(results.machines[arguments.machine])}")
     for name in arguments.models:
         for batch in arguments.batch:
             _study(name, batch, arguments, results)
@@ -62,7 +63,8 @@ def _study(name: str, batch: int, arguments: argparse.Namespace, results: Result
     if not rows:
         print("its process crashed: no results")
         return
-    results.put([replace(row, revision=arguments.revision) for row in rows])
+    where = {"revision": arguments.revision, "machine": arguments.machine}
+    results.put([replace(row, **where) for row in rows])
     print(case_table(results.of(name, batch)), flush=True)
     if arguments.out:
         results.save(arguments.out)
@@ -105,14 +107,8 @@ def _quiet() -> None:
 
 
 def _opened(path: Path | None) -> Results:
-    """The results to go on with, if they are this machine's."""
-    here = describe_machine()
-    if path is None or not path.exists():
-        return Results(here)
-    results = load(path)
-    if results.machine != here:
-        sys.exit(f"{path} is of another machine, thread count or version; choose another --out")
-    return results
+    """The results to go on with."""
+    return Results() if path is None or not path.exists() else load(path)
 
 
 def _options(arguments: argparse.Namespace) -> Options:

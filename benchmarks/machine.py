@@ -41,6 +41,11 @@ def machine_text(machine: dict[str, Any]) -> str:
     )
 
 
+def letter(place: int) -> str:
+    """What tables call the machine at a place among several."""
+    return chr(ord("A") + place)
+
+
 def revision() -> str:
     """The commit that is checked out here, marked where files differ from it; empty outside git."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]

@@ -2,7 +2,7 @@
 
 Usage:
     python benchmarks/peak.py                 the machine's peaks alone
-    python benchmarks/peak.py study.json      and each model's share, added to the file
+    python benchmarks/peak.py study.json      added to the file, and each model's share
 
 The peak of a precision is the fastest of a few matrix products, linear layers and convolutions,
 by torch and by whatever else is installed, in billion multiply-adds a second (GMAC/s).
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe_machine
 from rivals import Call, openvino, pt2e, pytorch
 from rivals.inductor import Compiled
 from rows import OWN, PRECISIONS, Results, load
@@ -128,17 +129,23 @@ def multiply_adds(name: str) -> int:
 
 def shares(results: Results) -> Iterator[list[str]]:
     """Lines of the table: model, batch, GMAC of a call, and each precision's share of its peak."""
-    rates, macs = results.peaks["rates"], results.peaks["multiply_adds"]
-    for model, batch in results.cases():
-        if model not in macs:
-            continue
-        line = [model, str(batch), f"{macs[model] * batch / 1e9:.2f}"]
-        for precision in rates:
+    cases = [case for case in results.cases() if _rates(results, *case)]
+    counts = {model: multiply_adds(model) for model in dict.fromkeys(model for model, _ in cases)}
+    for model, batch in cases:
+        rates, macs = _rates(results, model, batch), counts[model] * batch
+        line = [model, str(batch), f"{macs / 1e9:.2f}"]
+        for precision in PRECISIONS:
             own = [r for r in results.of(model, batch) if (r.kind, r.precision) == (OWN, precision)]
-            reached = [macs[model] * batch / row.milliseconds / 1e6 for row in own if row.measured]
+            reached = [macs / row.milliseconds / 1e6 for row in own if row.measured]
             share = [f"{rate / rates[precision]['gmacs']:.0%}" for rate in reached]
             line.append(share[0] if share else "-")
         yield line
+
+
+def _rates(results: Results, model: str, batch: int) -> dict[str, dict[str, Any]]:
+    """What the machine of a case can do; empty where that was not measured."""
+    place = results.of(model, batch)[0].machine
+    return results.peaks.get(str(place), {})
 
 
 def main() -> None:
@@ -154,11 +161,9 @@ def main() -> None:
         if options.results is None:
             return
         results = load(options.results)
-        models = dict.fromkeys(model for model, _ in results.cases())
-        counts = {model: multiply_adds(model) for model in models}
-    results.peaks = {"rates": rates, "multiply_adds": counts}
-    results.save(options.results)
-    print(tabulate(list(shares(results)), headers=["model", "batch", "GMAC", *rates]))
+        results.peaks[str(results.place(describe_machine()))] = rates
+        results.save(options.results)
+        print(tabulate(list(shares(results)), headers=["model", "batch", "GMAC", *PRECISIONS]))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from duel import CLOSE
-from machine import machine_text
+from machine import letter, machine_text
 from peak import shares
-from rows import OWN, RIVAL, Results, Row
+from rows import OWN, PRECISIONS, RIVAL, Results, Row
 from tabulate import tabulate
 from verdicts import ERROR_TOLERANCE, LIMITS, Summary, Verdict, summaries
 
@@ -40,7 +40,7 @@ in fp32."""
 def render(results: Results) -> str:
     """The whole page."""
     sections = [
-        ["# Latency", f"`benchmarks/latency.py` on {machine_text(results.machine)}.", INTRODUCTION],
+        ["# Latency", *_machines(results), INTRODUCTION],
         [*_revisions(results), *results.notes],
         ["## fxopt against the best rival", RULES, *_verdicts(summaries(results))],
         _peak(results),
@@ -50,12 +50,25 @@ def render(results: Results) -> str:
     return "\n\n".join(part for section in sections for part in section) + "\n"
 
 
+def _machines(results: Results) -> Iterator[str]:
+    """Where the study ran."""
+    used = sorted({row.machine for row in results.rows})
+    if len(used) == 1:
+        yield f"`benchmarks/latency.py` on {machine_text(results.machines[used[0]])}."
+        return
+    yield "`benchmarks/latency.py` on several machines, each case as a whole on one of them:"
+    lines = (f"- {letter(place)}: {machine_text(results.machines[place])}." for place in used)
+    yield "\n".join(lines)
+
+
 def _revisions(results: Results) -> Iterator[str]:
     """Which commit was measured, and where several were, on what."""
     found = results.revisions()
-    for commit, cases in found.items():
-        where = f"; {', '.join(cases)}" if len(found) > 1 else ""
-        yield f"fxopt at {f'commit {commit}' if commit else 'a commit not noted'}{where}."
+    for (commit, place), cases in found.items():
+        what = f"commit {commit}" if commit else "a commit not noted"
+        where = f" on machine {letter(place)}" if len({m for _, m in found}) > 1 else ""
+        which = f"; {', '.join(cases)}" if len(found) > 1 else ""
+        yield f"fxopt at {what}{where}{which}."
 
 
 def render_verdicts(results: Results) -> str:
@@ -149,14 +162,15 @@ def _peak(results: Results) -> Iterator[str]:
     if not results.peaks:
         return
     yield "## Distance to the limit"
-    rates = results.peaks["rates"]
     yield (
         "The fastest matrix product, linear layer or convolution of any installed runtime, in "
-        "billion multiply-adds a second: "
-        + "; ".join(f"{kind} {rates[kind]['gmacs']:.0f} ({rates[kind]['by']})" for kind in rates)
-        + ". Shares are of the peak of that precision, over the whole call."
+        "billion multiply-adds a second. Shares are of the peak of that precision on the machine "
+        "of the case, over the whole call."
     )
-    yield _table(["model", "batch", "GMAC", *rates], [list(line) for line in shares(results)])
+    for place, rates in results.peaks.items():
+        found = (f"{kind} {rates[kind]['gmacs']:.0f} ({rates[kind]['by']})" for kind in rates)
+        yield f"Machine {letter(int(place))}: {'; '.join(found)}."
+    yield _table(["model", "batch", "GMAC", *PRECISIONS], [list(line) for line in shares(results)])
 
 
 def _compile_times(results: Results) -> Iterator[str]:

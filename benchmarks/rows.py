@@ -33,6 +33,7 @@ class Row:
         report: Of fxopt: what its report says of passes and regions.
         revision: Commit of fxopt that the case ran on; empty where it is not known.
         duels: Of fxopt: its latency over that of a rival that it was timed against alone.
+        machine: Where the case ran: its place among the machines of the results.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Row:
     report: dict[str, Any] = field(default_factory=dict)
     revision: str = ""
     duels: dict[str, float] = field(default_factory=dict)
+    machine: int = 0
 
     @property
     def measured(self) -> bool:
@@ -59,28 +61,37 @@ class Row:
 class Results:
     """All that one study found.
 
+    A case is of one run on one machine; different cases may be of different ones, since a study
+    takes hours and what is judged are ratios within a case.
+
     Attributes:
-        machine: Where it ran, see ``machine.py``.
+        machines: Where it ran, see ``machine.py``.
         rows: The candidates, in the order in which they were built.
-        peaks: What the machine can do, see ``peak.py``.
+        peaks: What each machine can do, by its place among them, see ``peak.py``.
         notes: What else a reader should know of the run, written into the file by hand.
     """
 
-    machine: dict[str, Any]
+    machines: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    peaks: dict[str, Any] = field(default_factory=dict)
+    peaks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def place(self, machine: dict[str, Any]) -> int:
+        """The place of a machine among those that the study ran on, of which it is one now."""
+        if machine not in self.machines:
+            self.machines.append(machine)
+        return self.machines.index(machine)
 
     def cases(self) -> list[tuple[str, int]]:
         """Models and batch sizes, in the order in which they were run."""
         return list(dict.fromkeys((row.model, row.batch) for row in self.rows))
 
-    def revisions(self) -> dict[str, list[str]]:
-        """The commits that rows were measured on, each with its cases."""
-        found: dict[str, list[str]] = {}
+    def revisions(self) -> dict[tuple[str, int], list[str]]:
+        """The commits and machines that rows were measured on, each with its cases."""
+        found: dict[tuple[str, int], list[str]] = {}
         for row in self.rows:
             case = f"{row.model}, batch {row.batch}"
-            cases = found.setdefault(row.revision, [])
+            cases = found.setdefault((row.revision, row.machine), [])
             cases += [case] if case not in cases else []
         return found
 
@@ -106,4 +117,4 @@ class Results:
 def load(path: Path) -> Results:
     stored = json.loads(path.read_text())
     rows = [Row(**row) for row in stored["rows"]]
-    return Results(stored["machine"], rows, stored["peaks"], stored.get("notes", []))
+    return Results(stored["machines"], rows, stored["peaks"], stored["notes"])
