@@ -59,6 +59,15 @@ def assert_same_numbers(program, loaded, *inputs):
         assert all(torch.equal(one, other) for one, other in pairs)
 
 
+def test_a_loaded_program_has_memory_of_its_own(path):
+    program = small_cnn()
+    loaded = reload(program, path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert_same_numbers(program, loaded, [image(2)])
+    tensors = [*loaded.module.parameters(), *loaded.module.buffers()]
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors)
+
+
 def unary(target, *args, dtype=torch.float32, **kwargs):
     """A program of one call on a 2x3x4x4 input."""
     b = Builder()

@@ -536,20 +536,24 @@ def torchvision_net(name):
     return torchvision.models.get_model(name, weights=None)
 
 
+# How many layers there are, and how far from the simulation outputs may be, in units of what that
+# is from the float model. A resnet's sums take an addend that is not rounded: that is closer to the
+# float model than the simulation is, and so as far from this one.
 NETS = {
-    "resnet18": (lambda: torchvision_net("resnet18"), 21),
-    "mobilenet_v2": (lambda: torchvision_net("mobilenet_v2"), 53),
-    "mobilenet_v3_small": (lambda: torchvision_net("mobilenet_v3_small"), 54),
-    "shufflenet": (lambda: torchvision_net("shufflenet_v2_x0_5"), 57),
-    "vit": (SmallViT, 10),
+    "resnet18": (lambda: torchvision_net("resnet18"), 21, 1.25),
+    "mobilenet_v2": (lambda: torchvision_net("mobilenet_v2"), 53, 1.0),
+    "mobilenet_v3_small": (lambda: torchvision_net("mobilenet_v3_small"), 54, 1.0),
+    "shufflenet": (lambda: torchvision_net("shufflenet_v2_x0_5"), 57, 1.0),
+    "vit": (SmallViT, 10, 1.0),
 }
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_whole_nets(name):
     torch.manual_seed(0)
-    make, layers = NETS[name]
-    model, x = make().eval(), torch.randn(1, 3, 64, 64)
+    make, layers, apart = NETS[name]
+    # of one image alone, chance decides how rounding adds up, and each machine rounds otherwise
+    model, x = make().eval(), torch.randn(4, 3, 64, 64)
     program = quantized(model, x)
     executable = compiled(program, x)
     with torch.no_grad():
@@ -559,8 +563,8 @@ def test_whole_nets(name):
     floats = {k.kind for k in executable.kernels() if k.precision != "int8"}
     assert floats == ({"Attention"} if name == "vit" else set())
     # as far from the float model as the simulation is, and not farther from the simulation
-    assert float((executable(x)[0] - wanted).norm()) < 1.25 * drift
-    assert float((executable(x)[0] - simulated).norm()) < drift
+    assert float((executable(x)[0] - wanted).norm()) < 1.1 * drift
+    assert float((executable(x)[0] - simulated).norm()) < apart * drift
 
 
 def test_between_the_convolutions_of_a_resnet_flow_bytes():

@@ -67,7 +67,9 @@ def read_container(
     document = read_document(path, kind)
     with _explained(path), safetensors.safe_open(path, framework="pt") as file:
         names = file.keys()
-        tensors = {name: file.get_tensor(name) for name in names}
+        # Copied: what lies in a mapped file changes with the file, and is not where kernels like
+        # it, at multiples of 64 bytes: they compute more slowly there, and round otherwise.
+        tensors = {name: file.get_tensor(name).clone() for name in names}
     return document, tensors
 
 
