@@ -19,6 +19,7 @@ from fxopt.plugin import (
 from fxopt_openvino.execute import DividedExecutable, OpenVINOExecutable
 from fxopt_openvino.narrow import narrow
 from fxopt_openvino.recurrent import extensions, fix_lengths, with_sequences
+from fxopt_openvino.rows import leave_rounding
 from fxopt_openvino.settings import Settings
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def _translate(exported: torch.export.ExportedProgram) -> openvino.Model:
     try:
         model = openvino.convert_model(exported, extension=extensions())
         narrow(model)
+        leave_rounding(model)
         return model
     except Exception as error:
         first = str(error).strip().splitlines() or [type(error).__name__]

@@ -1,10 +1,11 @@
-"""Quantization as reference modules: static int8, and weights alone in few bits."""
+"""Quantization as reference modules: static and dynamic int8, and weights alone in few bits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fxopt.plugin import Pass, hookimpl
+from fxopt_quantize.dynamic import DynamicLinear, QuantizeDynamic
 from fxopt_quantize.modules import (
     FakeQuantize,
     FakeQuantizePerChannel,
@@ -20,12 +21,14 @@ from fxopt_quantize.weight_only import (
 )
 
 __all__ = [
+    "DynamicLinear",
     "FakeQuantize",
     "FakeQuantizePerChannel",
     "QuantConv",
     "QuantConvTranspose",
     "QuantLinear",
     "Quantize",
+    "QuantizeDynamic",
     "QuantizeWeights",
     "WeightOnlyEmbedding",
     "WeightOnlyLinear",
@@ -36,4 +39,4 @@ __all__ = [
 @hookimpl
 def fxopt_passes() -> Sequence[type[Pass]]:
     """The passes of this plugin."""
-    return [Quantize, QuantizeWeights]
+    return [Quantize, QuantizeDynamic, QuantizeWeights]

@@ -16,6 +16,7 @@ from fxopt_inductor.lowp.layers import QuantLayer, quant_layer
 from fxopt_inductor.lowp.moves import moved, on_codes, works_on_codes
 from fxopt_inductor.lowp.operations import Addend, Layer, Result
 from fxopt_inductor.lowp.packed import packed_layer
+from fxopt_inductor.lowp.rows import rounded_rows, write_rows
 from fxopt_inductor.lowp.tail import Sum, Tail, find_sum, find_tail
 from fxopt_inductor.lowp.values import Value
 from fxopt_inductor.lowp.writer import KERNEL, Writer
@@ -26,10 +27,11 @@ aten = torch.ops.aten
 def rewrite(module: fx.GraphModule, form: Form) -> fx.GraphModule:
     """The same function on int8 operators, as far as there are such.
 
-    A layer computes in int8 if its weights are stored so and its input is rounded by a fake
-    quantizer, maybe with something in between that only moves values. Its operator applies the
-    activation behind it, and gives uint8 where all that follows is rounded. All fake quantizers
-    become explicit conversions, for a compiler to fuse with their neighbours.
+    A layer computes in int8 if its weights are stored so and its input is rounded row by row, or by
+    a fake quantizer, maybe with something in between that only moves values. Behind a fake
+    quantizer, its operator applies the activation that follows, and gives uint8 where all that
+    follows is rounded. All fake quantizers become explicit conversions, for a compiler to fuse with
+    their neighbours.
 
     Args:
         module: A flat module with fixed sizes; it is not changed.
@@ -102,6 +104,11 @@ class _Rewriter:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         value = self._values[source]
+        if layer.dims == 0 and (rows := rounded_rows(source)) is not None:
+            codes, scale = map(self._full, rows)
+            written = write_rows(self._writer, layer, codes, scale, source.meta["val"].shape)
+            self._values[node] = Value(full=written)
+            return True
         if value.grid is None or not _fits(layer, value.grid):
             return False
         codes, shape = value.as_codes(self._writer, value.grid), source.meta["val"].shape

@@ -1,0 +1,101 @@
+"""The pass: linear layers in int8, with ranges of activations found on each call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import fx, nn
+
+from fxopt.plugin import Context, Lossy, Milder, Pass, PassInfo, PassResult, Program
+from fxopt_quantize.dynamic.modules import DynamicLinear
+from fxopt_quantize.layers import LayerFactory, refusal
+from fxopt_quantize.measured import MeasuredSensitivities
+from fxopt_quantize.sensitivity import few_samples, ranked, shares
+from fxopt_quantize.skipping import check_skipped, is_skipped
+from fxopt_quantize.weights import QuantizedWeight
+
+
+@dataclass(frozen=True)
+class QuantizeDynamic(Pass):
+    """Dynamic int8: weights per output channel, what linear layers take per row and call.
+
+    No data are needed, and no outlier of one token coarsens another one: the scheme of Yao et al.,
+    "ZeroQuant", 2022, token by token, both symmetric. Finding the ranges costs a pass over each
+    layer's input, so it is for layers with many outputs, as transformers have them.
+
+    Attributes:
+        skip: Qualified names of layers that stay in float; ``*`` matches any text.
+    """
+
+    skip: tuple[str, ...] = ()
+
+    info: ClassVar[PassInfo] = PassInfo(
+        name="quantize_dynamic", stage="numeric", fidelity=Lossy(), after=("quantize",)
+    )
+
+    def inapplicable(self, program: Program, context: Context) -> str | None:
+        """There is nothing to do without a linear layer in float."""
+        return None if _layers(program) else "there is no linear layer in float"
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Replaces layers by such that round.
+
+        Raises:
+            PassError: ``skip`` names a layer that does not exist.
+        """
+        refused = self._refused(program)
+        layers = self._counterparts(program, refused)
+        with program.edit() as edit:
+            for node, reason in refused.items():
+                edit.refuse(node, reason)
+            for node, layer in layers.items():
+                edit.replace(node, layer, *node.args, **node.kwargs)
+        return edit.result(
+            f"{len(layers)} layers int8, rounded by rows on each call",
+            layers=len(layers),
+            float_layers=len(refused),
+        )
+
+    def milder(self, program: Program, context: Context) -> Milder:
+        """More and more layers stay in float, those first that cost most for what they save.
+
+        That is measured, on calibration data where there are some, else on the example inputs.
+        """
+        layers = self._counterparts(program, self._refused(program))
+        found = MeasuredSensitivities(program, layers, dict.fromkeys(layers, nn.Identity()))
+        batches: Iterable[list[Any]] = map(list, context.examples)
+        for batch, samples in few_samples(program, context.calibration or batches):
+            found.update(batch, samples)
+        order = ranked(found.found())
+        names = list(order)
+        options = [replace(self, skip=(*self.skip, *names[:n])) for n in range(1, len(names))]
+        return Milder(options, shares(order))
+
+    def _refused(self, program: Program) -> dict[fx.Node, str]:
+        """The layers that stay in float, with reasons."""
+        layers = _layers(program)
+        check_skipped(self.skip, layers)
+        reasons = {
+            node: "named in skip" if is_skipped(node, self.skip) else refusal(program, node)
+            for node in layers
+        }
+        return {node: reason for node, reason in reasons.items() if reason is not None}
+
+    def _counterparts(
+        self, program: Program, refused: Mapping[fx.Node, str]
+    ) -> dict[fx.Node, DynamicLinear]:
+        """The layers in int8; a layer that is called twice gives one, tied weights stay tied."""
+        factory, made = LayerFactory(), dict[nn.Module, DynamicLinear]()
+        taken = [node for node in _layers(program) if node not in refused]
+        for layer in map(program.leaf, taken):
+            if layer not in made:
+                static = factory.quantized(layer)
+                weight = QuantizedWeight(static.weight_int8, static.weight_scale)
+                made[layer] = DynamicLinear(weight, static.bias)
+        return {node: made[program.leaf(node)] for node in taken}
+
+
+def _layers(program: Program) -> list[fx.Node]:
+    return list(program.find(nn.Linear))
