@@ -139,6 +139,8 @@ class Backend(ABC):
     ) -> Sequence[Backend]:
         """Further settings that are worth a try once this one has won the race.
 
+        They may be those of another backend, which is tried where it is on offer.
+
         Args:
             program: What is lowered.
             inputs: What it is measured on.

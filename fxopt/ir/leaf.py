@@ -26,7 +26,7 @@ class LeafModule(nn.Module):
     """
 
     family: ClassVar[str] = ""
-    precision: ClassVar[str] = ""
+    precision: str = ""
     weight_bits: int = 0
 
     def exported(self) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from fxopt.plugin import (
     Target,
     Tensors,
 )
+from fxopt_inductor.backend import Inductor
 from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
 from fxopt_inductor.lowp.folding import fold_constants
@@ -43,6 +45,13 @@ class OneDNN(Backend):
         if target.name not in self.info.targets:
             return f"it lowers to cpu, not to {target.name}"
         return None
+
+    def tunings(
+        self, program: Program, inputs: Tensors, target: Target, milliseconds: float
+    ) -> Sequence[Backend]:
+        """The same operators called from compiled code, with what lies between them fused."""
+        compiled = Inductor(cpp_wrapper=True)
+        return (compiled, replace(compiled, products="template"))
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> Lowering:
         """Nothing is translated before sizes are known."""

@@ -39,6 +39,7 @@ class OpenVINOExecutable(Executable):
 
     def __init__(self, model: openvino.Model, settings: Settings) -> None:
         self._compiled = _compile(model, settings)
+        self._rounds = settings.rounded_group > 0
         self._outputs = [
             (tuple(output.shape), to_torch_dtype(output.element_type))
             for output in self._compiled.outputs
@@ -71,7 +72,7 @@ class OpenVINOExecutable(Executable):
 
     def kernels(self) -> tuple[Kernel, ...]:
         """The operations of the compiled model that compute something."""
-        return find_kernels(self._compiled.get_runtime_model())
+        return find_kernels(self._compiled.get_runtime_model(), self._rounds)
 
     def precisions(self) -> Counter[str]:
         """How many of the convolutions, matrix products and the like run in which precision."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxopt.plugin import Kernel
 
@@ -29,7 +29,11 @@ _PRECISIONS = {
 }  # fmt: skip
 
 
-def find_kernels(runtime_model: openvino.Model) -> tuple[Kernel, ...]:
+_FLOATS = {"f32", "bf16", "f16"}
+_STORED = {"int8", "bf16", "f16"}  # what weights may be stored in, and multiplied in as well
+
+
+def find_kernels(runtime_model: openvino.Model, rounds: bool = False) -> tuple[Kernel, ...]:
     """The layers of a runtime model that compute something.
 
     The runtime orders branches as it likes, so layers of a kind are put in the order of the numbers
@@ -37,11 +41,12 @@ def find_kernels(runtime_model: openvino.Model) -> tuple[Kernel, ...]:
 
     Args:
         runtime_model: ``CompiledModel.get_runtime_model()``.
+        rounds: Whether layers round what they take to int8 as they multiply, where their weights
+            are stored in few bits.
     """
-    layers = [(node, node.get_rt_info()) for node in runtime_model.get_ordered_ops()]
     kernels = [
-        Kernel(node.get_friendly_name(), _text(info, "layerType"), _precision(info))
-        for node, info in layers
+        Kernel(node.get_friendly_name(), _text(node, "layerType"), _precision(node, rounds))
+        for node in runtime_model.get_ordered_ops()
     ]
     kept = [kernel for kernel in kernels if kernel.kind not in _MOVING]
     return tuple(sorted(kept, key=_position))
@@ -53,10 +58,24 @@ def _position(kernel: Kernel) -> tuple[str, int]:
     return origin[1], int(origin[2] or 0)
 
 
-def _precision(info: Any) -> str:
-    precision = _text(info, "runtimePrecision").lower()
-    return _PRECISIONS.get(precision, precision)
+def _precision(node: openvino.Node, rounds: bool) -> str:
+    """What a layer computes in.
+
+    The runtime names the precision of the weights, even if it multiplies them in float.
+    """
+    precision = _named(_text(node, "runtimePrecision"))
+    if precision not in _STORED or rounds or not node.get_input_size():
+        return precision
+    source = node.input_value(0)
+    given = _text(source.get_node(), "outputPrecisions").split(",")
+    taken = _named(given[source.get_index()] if source.get_index() < len(given) else "")
+    return taken if taken in _FLOATS else precision
 
 
-def _text(info: Any, key: str) -> str:
+def _named(precision: str) -> str:
+    return _PRECISIONS.get(precision.lower(), precision.lower())
+
+
+def _text(node: openvino.Node, key: str) -> str:
+    info = node.get_rt_info()
     return str(info[key].astype(str)) if key in info else "unknown"

@@ -33,25 +33,30 @@ def with_sequences(program: Program) -> Program:
     Args:
         program: It is not changed.
     """
-    if not any(_fits(program, node) for node in program.nodes):
+    layers = {node.name: _layer(program, node) for node in program.nodes}
+    if not any(layers.values()):
         return program
     twin = program.clone()
-    made: dict[nn.Module, RecurrentSequence] = {}
+    made: dict[str, RecurrentSequence] = {}  # by the names of layers: one may be called twice
     with twin.edit() as edit:
-        for node in [node for node in twin.nodes if _fits(twin, node)]:
-            layer: Any = twin.leaf(node)
-            made.setdefault(layer, RecurrentSequence(layer))
-            edit.replace(node, made[layer], *node.args, **node.kwargs)
+        for node in list(twin.nodes):
+            layer = layers[node.name]
+            if layer is not None:
+                sequence = made.setdefault(str(node.target), RecurrentSequence(layer))
+                edit.replace(node, sequence, *node.args, **node.kwargs)
     return twin
 
 
-def _fits(program: Program, node: fx.Node) -> bool:
-    """Whether a node is a recurrent layer on a batch, without projections."""
-    layer = program.leaf(node) if node.op == "call_module" else None
-    if not isinstance(layer, (nn.LSTM, nn.GRU)) or layer.proj_size or len(node.args) != 2:
-        return False
+def _layer(program: Program, node: fx.Node) -> Recurrent | None:
+    """The recurrent layer that a node calls on a batch, if it has no projections."""
+    if node.op != "call_module" or not isinstance(node.meta["val"], tuple) or len(node.args) != 2:
+        return None
+    leaf = program.leaf(node)
+    layer = leaf.exported() if isinstance(leaf, LeafModule) else leaf
+    if not isinstance(layer, (nn.LSTM, nn.GRU)) or layer.proj_size:
+        return None
     source = node.args[0]
-    return isinstance(source, fx.Node) and source.meta["val"].dim() == 3
+    return layer if isinstance(source, fx.Node) and source.meta["val"].dim() == 3 else None
 
 
 class RecurrentSequence(LeafModule):

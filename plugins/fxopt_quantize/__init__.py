@@ -1,4 +1,4 @@
-"""Quantization as reference modules: static and dynamic int8, and weights alone in few bits."""
+"""Quantization as reference modules: int8, static and dynamic, few-bit weights, small floats."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fxopt.plugin import Pass, hookimpl
 from fxopt_quantize.dynamic import DynamicLinear, QuantizeDynamic
+from fxopt_quantize.floats import QuantizeFloats, RoundFloatRows, RoundFloats
 from fxopt_quantize.modules import (
     FakeQuantize,
     FakeQuantizePerChannel,
@@ -18,6 +19,7 @@ from fxopt_quantize.weight_only import (
     QuantizeWeights,
     WeightOnlyEmbedding,
     WeightOnlyLinear,
+    WeightOnlyRecurrent,
 )
 
 __all__ = [
@@ -29,9 +31,13 @@ __all__ = [
     "QuantLinear",
     "Quantize",
     "QuantizeDynamic",
+    "QuantizeFloats",
     "QuantizeWeights",
+    "RoundFloatRows",
+    "RoundFloats",
     "WeightOnlyEmbedding",
     "WeightOnlyLinear",
+    "WeightOnlyRecurrent",
     "fxopt_passes",
 ]
 
@@ -39,4 +45,4 @@ __all__ = [
 @hookimpl
 def fxopt_passes() -> Sequence[type[Pass]]:
     """The passes of this plugin."""
-    return [Quantize, QuantizeDynamic, QuantizeWeights]
+    return [Quantize, QuantizeDynamic, QuantizeFloats, QuantizeWeights]

@@ -1,4 +1,4 @@
-"""From layers in float to their int8 counterparts."""
+"""From layers in float to their counterparts in few bits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.plugin import Program
+from fxopt_quantize.formats import INT8, NumberFormat
 from fxopt_quantize.modules import QuantConv, QuantConvTranspose, QuantLayer, QuantLinear
 from fxopt_quantize.weights import QuantizedWeight, quantize_weight, weight_refusal
 
@@ -26,17 +27,26 @@ def refusal(program: Program, node: fx.Node) -> str | None:
 
 
 class LayerFactory:
-    """Makes the int8 counterpart of layers.
+    """Makes the counterpart of layers in few bits.
 
     What is tied stays tied: a layer called twice gives one module, and layers that share their
     weights give modules that share theirs.
 
     Args:
-        bits: Of the weights.
+        number: What weights become.
+        linear: What linear layers become.
+        precision: What the layers are meant to compute in.
     """
 
-    def __init__(self, bits: int = 8) -> None:
-        self._bits = bits
+    def __init__(
+        self,
+        number: NumberFormat = INT8,
+        linear: type[QuantLinear] = QuantLinear,
+        precision: str = QuantLayer.precision,
+    ) -> None:
+        self._number = number
+        self._linear = linear
+        self._precision = precision
         self._layers: dict[nn.Module, QuantLayer] = {}
         self._weights: dict[tuple[torch.Tensor, int], QuantizedWeight] = {}
 
@@ -44,6 +54,7 @@ class LayerFactory:
         """The counterpart of a convolution or linear layer."""
         if layer not in self._layers:
             self._layers[layer] = self._make(layer)
+            self._layers[layer].precision = self._precision
         return self._layers[layer]
 
     def _make(self, layer: nn.Module) -> QuantLayer:
@@ -52,10 +63,10 @@ class LayerFactory:
         if isinstance(layer, nn.modules.conv._ConvNd):
             return QuantConv(layer, self._weight(layer.weight, axis=0))
         assert isinstance(layer, nn.Linear)
-        return QuantLinear(self._weight(layer.weight, axis=0), layer.bias)
+        return self._linear(self._weight(layer.weight, axis=0), layer.bias)
 
     def _weight(self, weight: torch.Tensor, axis: int) -> QuantizedWeight:
         key = (weight, axis)  # tensors are hashed by identity
         if key not in self._weights:
-            self._weights[key] = quantize_weight(weight, axis, self._bits)
+            self._weights[key] = quantize_weight(weight, axis, self._number)
         return self._weights[key]

@@ -63,7 +63,7 @@ def _learning(
     """Weights and steps are parameters inside, and what they have become afterwards."""
     shared: dict[int, LearnedWeight] = {}  # by the integers, which tied layers share
     for layer in layers:
-        key = id(layer.weight_int8)
+        key = id(layer.weight_values)
         if key not in shared:
             shared[key] = LearnedWeight(weights[layer], layer.weight_scale, limit)
         layer.learned = shared[key]
@@ -86,7 +86,7 @@ def _settle(layers: Sequence[QuantLayer], roundings: Sequence[Sequence[FakeQuant
         assert learned is not None
         if learned not in integers:
             integers[learned] = learned.integers(), learned.step.detach().clone()
-        layer.weight_int8, layer.weight_scale = integers[learned]
+        layer.weight_values, layer.weight_scale = integers[learned]
         del layer.learned
         layer.learned = None
         _train_bias(layer, False)

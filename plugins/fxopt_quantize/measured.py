@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxopt.plugin import Program
+from fxopt.plugin import Context, Program
 from fxopt_quantize.calibrate import eval_mode
 from fxopt_quantize.modules import QuantLayer
-from fxopt_quantize.sensitivity import Sensitivity, saving
+from fxopt_quantize.sensitivity import Sensitivity, few_samples, ranked, saving
+
+
+def measured(
+    program: Program,
+    context: Context,
+    layers: Mapping[fx.Node, QuantLayer],
+    roundings: Mapping[fx.Node, nn.Module],
+) -> dict[str, Sensitivity]:
+    """By names of layers, those first that cost most quality for the time they save.
+
+    They are measured on a few calibration samples, or where there are none, the example inputs.
+
+    Args:
+        program: In float; its weights are not changed.
+        context: Has the data.
+        layers: The counterparts in few bits, by the nodes of the layers.
+        roundings: What rounds the input of each.
+    """
+    found = MeasuredSensitivities(program, layers, roundings)
+    batches: Iterable[list[Any]] = map(list, context.examples)
+    for batch, samples in few_samples(program, context.calibration or batches):
+        found.update(batch, samples)
+    return ranked(found.found())
 
 
 class MeasuredSensitivities:

@@ -1,8 +1,8 @@
 """Reference modules: what an int8 layer computes, written as quantize and dequantize pairs.
 
 They run in float and give, but for rounding, the numbers that integer kernels give. Backends are
-handed their plain ATen: ``fake_quantize_*`` on activations, and weights that are stored in int8
-and multiplied by their scale.
+handed their plain ATen: ``fake_quantize_*`` on activations, and weights that are stored in few
+bits and multiplied by their scale.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxopt.plugin import LeafModule
+from fxopt_quantize.formats import UINT8
 from fxopt_quantize.lsq import LearnedWeight, learned_rounding
 from fxopt_quantize.shapes import register
 from fxopt_quantize.weights import QuantizedWeight
 
 register()
 
-QMIN, QMAX = 0, 255
+QMIN, QMAX = int(UINT8.lowest), int(UINT8.highest)
 """Activations are quantized to uint8."""
 
 
@@ -80,18 +81,18 @@ class FakeQuantizePerChannel(LeafModule):
 
 
 class QuantLayer(LeafModule):
-    """A layer with weights in int8; a subclass says what it computes with them."""
+    """A layer with weights in few bits; a subclass says what it computes with them."""
 
     precision = "int8"
 
-    weight_int8: torch.Tensor
+    weight_values: torch.Tensor
     weight_scale: torch.Tensor
     bias: nn.Parameter | None
 
     def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
         super().__init__()
         # Not called `weight`, so that a state dict of float weights is refused, not truncated.
-        self.register_buffer("weight_int8", weight.values)
+        self.register_buffer("weight_values", weight.values)
         self.register_buffer("weight_scale", weight.scale)
         self.register_parameter("bias", _parameter(bias))
         self.learned: LearnedWeight | None = None  # in training, instead of the integers
@@ -102,11 +103,11 @@ class QuantLayer(LeafModule):
         if self.learned is not None:
             rounded: torch.Tensor = self.learned()
             return rounded
-        return self.weight_int8.to(self.weight_scale.dtype) * self.weight_scale
+        return self.weight_values.to(self.weight_scale.dtype) * self.weight_scale
 
 
 class QuantLinear(QuantLayer):
-    """A linear layer with int8 weights."""
+    """A linear layer with weights in few bits."""
 
     family = "linear"
 
@@ -114,12 +115,12 @@ class QuantLinear(QuantLayer):
         return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        outputs, inputs = self.weight_int8.shape
+        outputs, inputs = self.weight_values.shape
         return f"in_features={inputs}, out_features={outputs}, bias={self.bias is not None}"
 
 
 class QuantConv(QuantLayer):
-    """A convolution over one, two or three dimensions with int8 weights.
+    """A convolution over one, two or three dimensions with weights in few bits.
 
     Args:
         conv: The layer in float, for its geometry and bias.
@@ -145,7 +146,7 @@ class QuantConv(QuantLayer):
         if self.padding_mode != "zeros":
             x = F.pad(x, self.pads, mode=self.padding_mode)
             settings = {**settings, "padding": 0}
-        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[self.weight_int8.dim() - 3]
+        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[self.weight_values.dim() - 3]
         output: torch.Tensor = convolve(x, self.weight, self.bias, **settings)
         return output
 
@@ -154,7 +155,7 @@ class QuantConv(QuantLayer):
 
 
 class QuantConvTranspose(QuantLayer):
-    """A transposed convolution over one, two or three dimensions with int8 weights.
+    """A transposed convolution over one, two or three dimensions with weights in few bits.
 
     Args:
         conv: The layer in float, for its geometry and bias.
@@ -176,7 +177,7 @@ class QuantConvTranspose(QuantLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         functions = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-        convolve: Any = functions[self.weight_int8.dim() - 3]
+        convolve: Any = functions[self.weight_values.dim() - 3]
         output: torch.Tensor = convolve(x, self.weight, self.bias, **self.settings)
         return output
 

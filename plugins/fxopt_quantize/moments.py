@@ -40,9 +40,9 @@ class Reconstruction:
 
     def put(self, values: torch.Tensor) -> None:
         """Gives all layers new integers, in the shape of ``weight``."""
-        integers = values.to(torch.int8).reshape(self.layers[0].weight_int8.shape)
+        integers = values.to(torch.int8).reshape(self.layers[0].weight_values.shape)
         for layer in self.layers:
-            layer.weight_int8 = integers
+            layer.weight_values = integers
 
 
 class InputMoments:
@@ -60,7 +60,7 @@ class InputMoments:
     ) -> None:
         self._layers = {n: q for n, q in layers.items() if isinstance(q, (QuantLinear, QuantConv))}
         self._roundings = roundings
-        self._moments = {id(layer.weight_int8): RunningMean() for layer in self._layers.values()}
+        self._moments = {id(layer.weight_values): RunningMean() for layer in self._layers.values()}
 
     def __len__(self) -> int:
         return len(self._moments)
@@ -72,7 +72,7 @@ class InputMoments:
             columns = _columns(layer, self._roundings[node](inputs[0]))
             count = columns.shape[2]
             mean = columns @ columns.transpose(1, 2) / max(count, 1)
-            self._moments[id(layer.weight_int8)].update(mean, count)
+            self._moments[id(layer.weight_values)].update(mean, count)
 
     def found(self, weights: Mapping[fx.Node, torch.Tensor]) -> Iterator[Reconstruction]:
         """One for each weight of which some inputs were seen.
@@ -82,7 +82,7 @@ class InputMoments:
         """
         tied: dict[int, dict[fx.Node, QuantLayer]] = {}
         for node, layer in self._layers.items():
-            tied.setdefault(id(layer.weight_int8), {})[node] = layer
+            tied.setdefault(id(layer.weight_values), {})[node] = layer
         for key, tied_layers in tied.items():
             node, first = next(iter(tied_layers.items()))
             groups = _groups(first)
@@ -101,7 +101,7 @@ def _columns(layer: QuantLayer, x: torch.Tensor) -> torch.Tensor:
     """What each output is a product with, as (groups, inputs and kernel, outputs)."""
     if not isinstance(layer, QuantConv):
         return linear_columns(x)[None]
-    kernel = layer.weight_int8.shape[2:]
+    kernel = layer.weight_values.shape[2:]
     if x.dim() == len(kernel) + 1:
         x = x[None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode

@@ -25,6 +25,7 @@ from fxopt_quantize.bias import BiasErrors
 from fxopt_quantize.calibrate import Observer, Watch, observe, values_of
 from fxopt_quantize.calibrators import Calibrator, activation_grid
 from fxopt_quantize.equalize import Equalization, Equalizer
+from fxopt_quantize.formats import NumberFormat, signed
 from fxopt_quantize.gptq import gptq
 from fxopt_quantize.histogram import ChannelRange
 from fxopt_quantize.layers import LayerFactory, refusal
@@ -47,7 +48,6 @@ from fxopt_quantize.sensitivity import (
 from fxopt_quantize.sites import Activations, Depthwise, observers_of, unify
 from fxopt_quantize.skipping import check_skipped, is_skipped
 from fxopt_quantize.smooth import Smoother, Strength
-from fxopt_quantize.weights import largest_integer
 
 Rounding = Literal["nearest", "gptq", "adaround"]
 Learning = Literal["off", "lsq"]
@@ -135,6 +135,10 @@ class Quantize(Pass):
         if self.smoothing != "auto" and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing={self.smoothing} must be between 0 and 1")
 
+    @property
+    def _number(self) -> NumberFormat:
+        return signed(self.weight_bits)
+
     def inapplicable(self, program: Program, context: Context) -> str | None:
         """There is nothing to do without a convolution or a linear layer."""
         return None if _layers(program) else "there is no convolution and no linear layer"
@@ -216,7 +220,7 @@ class Quantize(Pass):
         roundings = {
             site.value: self._rounding(site, observers[site.value]) for site in placement.sites
         }
-        factory = LayerFactory(self.weight_bits)
+        factory = LayerFactory(self._number)
         layers = {node: factory.quantized(program.leaf(node)) for node in placement.layers}
         return Ready(refused, placement, roundings, layers, seen)
 
@@ -270,7 +274,7 @@ class Quantize(Pass):
         weights = {node: program.leaf(node).get_parameter("weight") for node in ready.layers}
         with torch.no_grad():
             for done, each in enumerate(moments.found(weights), start=1):
-                limit = largest_integer(self.weight_bits)
+                limit = int(self._number.highest)
                 each.put(choose(each.weight, each.scale, each.moments, limit))
                 context.progress(f"rounding by {self.rounding}: {done} of {len(moments)} weights")
 
@@ -309,7 +313,7 @@ class Quantize(Pass):
             layers=list(weights),
             weights=weights,
             roundings=ready.groups(),
-            limit=largest_integer(self.weight_bits),
+            limit=int(self._number.highest),
             original=original,
         )
         return f", trained for {trained}"

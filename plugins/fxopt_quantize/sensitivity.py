@@ -198,7 +198,7 @@ class _Traced(fx.Interpreter):
 def saving(layer: QuantLayer, given: torch.Tensor, value: torch.Tensor) -> float:
     """What a layer saves in int8, given what it takes and yields; see :class:`Sensitivity`."""
     counted = given if isinstance(layer, QuantConvTranspose) else value
-    products = float(counted.numel()) * layer.weight_int8[0].numel()
+    products = float(counted.numel()) * layer.weight_values[0].numel()
     return products + _PRODUCTS_A_VALUE * (given.numel() + value.numel())
 
 

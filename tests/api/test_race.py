@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fxopt
-from fxopt.plugin import Backend, BackendInfo, Executable, Lowering
+from fxopt.plugin import Backend, BackendError, BackendInfo, Executable, Lowering
 
 
 class Code(Executable):
@@ -199,6 +199,16 @@ class Tunable(Backend):
         return Compile(call)
 
 
+@dataclass(frozen=True)
+class Slow(Tunable):
+    """Loses unless it is tuned, so nothing of its own asks for that."""
+
+    def lower(self, program, inputs, target):
+        if not self.tuned:
+            raise BackendError("not like this")
+        return super().lower(program, inputs, target)
+
+
 def test_a_winner_is_tuned(model, x, plugins):
     plugins(backends=[Tunable])
     fast = fxopt.optimize(model, (x,), backends=["tunable"])
@@ -207,6 +217,26 @@ def test_a_winner_is_tuned(model, x, plugins):
     assert region.chosen.backend == "tunable tuned"
     assert tried["tunable"].milliseconds > region.chosen.milliseconds
     assert "output error" in tried["tunable tuned wrong"].reason
+
+
+@pytest.mark.parametrize("on_offer", [True, False])
+def test_what_a_winner_names_of_another_backend_is_tried_where_that_is_on_offer(
+    model, x, plugins, on_offer
+):
+    @dataclass(frozen=True)
+    class Preview(Tunable):
+        info = BackendInfo("preview", ("cpu",))
+        label = "preview"
+
+        def tunings(self, program, inputs, target, milliseconds):
+            return [Slow(tuned=True)]
+
+    plugins(backends=[Preview, Slow])
+    names = ["preview", "tunable"] if on_offer else ["preview"]
+    region = fxopt.optimize(model, (x,), backends=names).report.regions[0]
+    tried = {candidate.backend for candidate in region.candidates}
+    assert region.chosen.backend == ("tunable tuned" if on_offer else "preview")
+    assert ("tunable tuned" in tried) == on_offer
 
 
 def test_a_backend_that_fails_to_say_what_else_to_try_may_still_win(model, x, plugins):

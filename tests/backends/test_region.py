@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -19,6 +19,7 @@ from fxopt.pipeline.assignment import Assignment, Share
 from fxopt.testing.strategies import generated_cases
 from fxopt_eager import Eager
 from tests.building import Builder, aten
+from tests.random_models import on_random_models
 
 CPU = find_target("cpu")
 
@@ -104,12 +105,7 @@ def mentions_items_alone(program, names):
     return all(node.target is operator.getitem for node in named(program, *names))
 
 
-@settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@on_random_models(20)
 @given(split_cases())
 def test_convex_parts_of_generated_programs_can_be_replaced(given_case):
     case, regions = given_case

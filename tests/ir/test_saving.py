@@ -11,7 +11,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -31,6 +31,7 @@ from fxopt.testing import make_case
 from fxopt.testing.strategies import generated_cases
 from fxopt_quantize import Quantize
 from tests.building import Builder, aten, image, small_cnn
+from tests.random_models import on_random_models
 
 
 @pytest.fixture
@@ -151,12 +152,7 @@ def test_quantized_programs_need_the_package_that_brings_their_leaves(path):
         load_program(path)
 
 
-@settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@on_random_models(20)
 @given(case=generated_cases())
 def test_generated_models(tmp_path_factory, case):
     path = tmp_path_factory.mktemp("generated") / "program"
@@ -424,7 +420,8 @@ def test_leaves_of_fxopt_need_no_packages(path):
     b = Builder(attention=ScaledDotProductAttention(0.1, True))
     x = b.input("x", 2, 2, 4, 8)
     program = b.program(b.call("attention", x, x, x, None))
-    reload(program, path)
+    loaded = reload(program, path)
+    assert_same_numbers(program, loaded, [torch.randn(2, 2, 4, 8)])
 
 
 def test_what_acts_in_training_only_becomes_the_identity_and_a_note(path):

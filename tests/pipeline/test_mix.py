@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -26,14 +26,10 @@ from fxopt.testing.strategies import generated_cases
 from fxopt_eager import Eager
 from fxopt_eager.backend import EagerLowering
 from tests.building import Builder, aten
+from tests.random_models import on_random_models
 
 CPU = find_target("cpu")
-GENERATED = settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+GENERATED = on_random_models(12)
 
 
 @dataclass(frozen=True)

@@ -132,3 +132,10 @@ def test_a_backend_that_is_far_behind_is_not_tried_on_other_versions(screened):
     )
     assert "exact other f32" not in tried
     assert reasons == {"exact other f32": "not tried: slower than quick on the lossy version"}
+
+
+def test_backends_without_a_lower_precision_take_no_place_among_those_that_have_it(screened):
+    exact = {"exact quick f32": 9.0, "exact other f32": 9.5, "exact slow f32": 12.0}
+    tried, reasons = screened({**exact, "reduced quick bf16": 7.0, "reduced slow bf16": 6.0})
+    assert tried[-1] == "reduced slow bf16"
+    assert reasons == {}

@@ -1,6 +1,6 @@
 """Properties of the exact passes, on random models."""
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from fxopt.testing import worst_error
 from fxopt.testing.strategies import generated_cases
@@ -8,6 +8,7 @@ from fxopt_cleanup import FACTS as CLEANUP_FACTS
 from fxopt_cleanup import Cleanup
 from fxopt_fold_bn import FACTS as FOLD_BN_FACTS
 from fxopt_fold_bn import FoldBN
+from tests.random_models import on_random_models
 
 PASSES = (
     (Cleanup(), CLEANUP_FACTS, 1e-10),
@@ -28,12 +29,7 @@ def hold_to_its_word(item, facts, tolerance, case, program):
 
 
 # Most of the time is torch.export's, so that one model serves for both passes.
-@settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@on_random_models(30)
 @given(generated_cases())
 def test_passes_keep_their_word_alone_and_in_turn(case):
     original = case.program.fingerprint()

@@ -27,8 +27,8 @@ _BETTER_PRECISION = 1.1
 def screen_in_rounds(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     """Tries candidates in the worker, those of the version that was asked for first.
 
-    Of the other versions, which are there to revert to or to run in a lower precision, only the
-    backends that were best on that one are tried.
+    Of the other versions, which are there to revert to or to run in a lower precision, only those
+    backends are tried that were best on that one among all that have the other one on offer.
     """
     lowered = [c for c in candidates if not c.assignment.native and not c.record.reason]
     asked = [c.version.name for c in lowered if c.version.name != REDUCED][-1:]
@@ -93,15 +93,17 @@ def _best(candidates: Iterable[Candidate]) -> float:
 
 
 def _drop_others(rest: Sequence[Candidate], first: Sequence[Candidate]) -> None:
+    """Keeps, of each other version, those of the best backends that have it on offer."""
     measured = [c for c in first if _milliseconds(c) < math.inf]
     ranked = sorted(measured, key=_milliseconds)
-    names = list(dict.fromkeys(map(_backend, ranked)))
     far = _FAR_BEHIND * _best(ranked)
+    names = list(dict.fromkeys(map(_backend, ranked)))
     near = {_backend(c) for c in ranked if _milliseconds(c) <= far}
-    best = [name for name in names if name in near][:_BEST_BACKENDS]
     for candidate in rest:
+        offered = {_backend(c) for c in rest if c.version is candidate.version}
+        best = [name for name in names if name in near & offered][:_BEST_BACKENDS]
         if _backend(candidate) in set(names) - set(best):
-            faster, version = " and ".join(best), ranked[0].version.name
+            faster, version = " and ".join(best or names[:1]), ranked[0].version.name
             reason = f"not tried: slower than {faster} on the {version} version"
             candidate.drop(reason, slower=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import torch
 
@@ -35,11 +35,12 @@ def tunings(
     if job.late or not timed:
         return []
     known = {candidate.name for candidate in candidates}
-    tuned = [each for leader in leaders(timed) for each in _tuned(leader, job)]
+    backends = {share.backend.info.name for c in candidates for share in c.assignment.shares}
+    tuned = [each for leader in leaders(timed) for each in _tuned(leader, backends, job)]
     return [candidate for candidate in tuned if candidate.name not in known]
 
 
-def _tuned(leader: Candidate, job: LoweringJob) -> list[Candidate]:
+def _tuned(leader: Candidate, backends: Set[str], job: LoweringJob) -> list[Candidate]:
     if leader.assignment.native or not leader.assignment.takes_all:
         return []
     backend, program = leader.assignment.shares[0].backend, leader.version.program
@@ -49,4 +50,5 @@ def _tuned(leader: Candidate, job: LoweringJob) -> list[Candidate]:
     except Exception as failure:  # noqa: BLE001 - a plugin may raise anything; it is reported
         job.progress(f"{backend.label} cannot say what else to try: {describe(failure)}")
         return []
-    return [Candidate(leader.version, whole(each)) for each in found]
+    on_offer = [each for each in found if each.info.name in backends]
+    return [Candidate(leader.version, whole(each)) for each in on_offer]

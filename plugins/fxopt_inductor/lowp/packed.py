@@ -11,6 +11,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from fxopt.plugin import Kernel
+from fxopt_inductor.lowp.calls import first_argument
 from fxopt_inductor.lowp.constants import constant, owner_name
 from fxopt_inductor.lowp.writer import Writer
 
@@ -99,12 +100,12 @@ def _weight(
     module: fx.GraphModule, node: Any
 ) -> tuple[str, torch.Tensor, torch.Tensor, torch.Tensor] | None:
     """Name, codes, scales and zeros of weights that are written as a flattened product."""
-    product = _argument(node, _FLATTENED)
+    product = first_argument(node, _FLATTENED)
     difference, scale_node = _arguments(product, aten.mul.Tensor)
     codes_node, zero_node = _arguments(difference, aten.sub.Tensor)
-    codes = constant(module, _argument(codes_node, _CASTS))
+    codes = constant(module, first_argument(codes_node, _CASTS))
     scale = constant(module, scale_node)
-    zero = constant(module, _argument(zero_node, _CASTS))
+    zero = constant(module, first_argument(zero_node, _CASTS))
     if codes is None or scale is None or zero is None:
         return None
     if codes.dtype is not torch.uint8 or codes.dim() != 3 or codes.shape[2] not in _GROUPS:
@@ -112,15 +113,8 @@ def _weight(
     per_group = (*codes.shape[:2], 1)
     if scale.shape != per_group or zero.shape != per_group or int(codes.max()) >= _LEVELS:
         return None
-    source = _argument(codes_node, _CASTS)
+    source = first_argument(codes_node, _CASTS)
     return owner_name(source), codes, scale.squeeze(2).float(), zero.squeeze(2).float()
-
-
-def _argument(node: Any, targets: tuple[Any, ...]) -> Any:
-    """The first argument of a call of one of some functions; None for anything else."""
-    if not isinstance(node, fx.Node) or node.target not in targets:
-        return None
-    return node.args[0]
 
 
 def _arguments(node: Any, target: Any) -> tuple[Any, Any]:

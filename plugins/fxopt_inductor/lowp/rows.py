@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import fx
 
+from fxopt_inductor.lowp.calls import first_argument
 from fxopt_inductor.lowp.grid import Grid
 from fxopt_inductor.lowp.layers import QuantLayer
 from fxopt_inductor.lowp.operations import Layer, Result
@@ -29,7 +29,8 @@ def rounded_rows(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if node.target is not aten.mul.Tensor:
         return None
     codes, scale = node.args
-    quotient = _argument(_argument(codes, aten.clamp.default, -_LIMIT, _LIMIT), aten.round.default)
+    rounded = first_argument(codes, (aten.clamp.default,), -_LIMIT, _LIMIT)
+    quotient = first_argument(rounded, (aten.round.default,))
     if not isinstance(quotient, fx.Node) or not isinstance(scale, fx.Node):
         return None
     divided = quotient.target is aten.div.Tensor and quotient.args[1] is scale
@@ -60,10 +61,3 @@ def write_rows(
         return result
     bias = writer.constant(f"{layer.name}_bias", layer.bias)
     return writer.call(aten.add.Tensor, result, bias)
-
-
-def _argument(node: Any, target: Any, *others: Any) -> Any:
-    """The first argument of a call of a function whose other arguments are known."""
-    if not isinstance(node, fx.Node) or node.target is not target:
-        return None
-    return node.args[0] if tuple(node.args[1:]) == others else None

@@ -5,24 +5,23 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from fxopt_quantize.formats import INT8, NumberFormat
 from fxopt_quantize.modules import QuantLinear
 
-LIMIT = 127
-"""The largest integer of an activation, and the smallest one's magnitude."""
 
+def rounded_rows(x: torch.Tensor, number: NumberFormat = INT8) -> torch.Tensor:
+    """Rounds each row, a vector along the last dimension, to numbers in units of its own scale.
 
-def rounded_rows(x: torch.Tensor) -> torch.Tensor:
-    """Rounds each row, a vector along the last dimension, to 255 evenly spaced values.
-
-    The largest magnitude of a row is one of them, and so is zero. Backends recognise the chain of
-    operations.
+    The largest magnitude of a row becomes the largest number. Backends recognise the chain of
+    operations for int8.
 
     Args:
         x: Floats.
+        number: Symmetric about zero.
     """
     largest = x.abs().amax(-1, keepdim=True)
-    scale = (largest * (1 / LIMIT)).clamp(min=torch.finfo(x.dtype).tiny)
-    return torch.round(x / scale).clamp(-LIMIT, LIMIT) * scale
+    scale = (largest * (1 / number.highest)).clamp(min=torch.finfo(x.dtype).tiny)
+    return number.nearest(x / scale) * scale
 
 
 class DynamicLinear(QuantLinear):

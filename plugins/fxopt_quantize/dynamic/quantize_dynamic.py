@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import fx, nn
 
 from fxopt.plugin import Context, Lossy, Milder, Pass, PassInfo, PassResult, Program
 from fxopt_quantize.dynamic.modules import DynamicLinear
 from fxopt_quantize.layers import LayerFactory, refusal
-from fxopt_quantize.measured import MeasuredSensitivities
-from fxopt_quantize.sensitivity import few_samples, ranked, shares
+from fxopt_quantize.measured import measured
+from fxopt_quantize.modules import QuantLayer
+from fxopt_quantize.sensitivity import shares
 from fxopt_quantize.skipping import check_skipped, is_skipped
-from fxopt_quantize.weights import QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,10 @@ class QuantizeDynamic(Pass):
         That is measured, on calibration data where there are some, else on the example inputs.
         """
         layers = self._counterparts(program, self._refused(program))
-        found = MeasuredSensitivities(program, layers, dict.fromkeys(layers, nn.Identity()))
-        batches: Iterable[list[Any]] = map(list, context.examples)
-        for batch, samples in few_samples(program, context.calibration or batches):
-            found.update(batch, samples)
-        order = ranked(found.found())
-        names = list(order)
+        found = measured(program, context, layers, dict.fromkeys(layers, nn.Identity()))
+        names = list(found)
         options = [replace(self, skip=(*self.skip, *names[:n])) for n in range(1, len(names))]
-        return Milder(options, shares(order))
+        return Milder(options, shares(found))
 
     def _refused(self, program: Program) -> dict[fx.Node, str]:
         """The layers that stay in float, with reasons."""
@@ -85,16 +81,11 @@ class QuantizeDynamic(Pass):
 
     def _counterparts(
         self, program: Program, refused: Mapping[fx.Node, str]
-    ) -> dict[fx.Node, DynamicLinear]:
+    ) -> dict[fx.Node, QuantLayer]:
         """The layers in int8; a layer that is called twice gives one, tied weights stay tied."""
-        factory, made = LayerFactory(), dict[nn.Module, DynamicLinear]()
+        factory = LayerFactory(linear=DynamicLinear)
         taken = [node for node in _layers(program) if node not in refused]
-        for layer in map(program.leaf, taken):
-            if layer not in made:
-                static = factory.quantized(layer)
-                weight = QuantizedWeight(static.weight_int8, static.weight_scale)
-                made[layer] = DynamicLinear(weight, static.bias)
-        return {node: made[program.leaf(node)] for node in taken}
+        return {node: factory.quantized(program.leaf(node)) for node in taken}
 
 
 def _layers(program: Program) -> list[fx.Node]:

@@ -2,5 +2,6 @@
 
 from fxopt_quantize.weight_only.modules import WeightOnlyEmbedding, WeightOnlyLinear
 from fxopt_quantize.weight_only.quantize_weights import QuantizeWeights
+from fxopt_quantize.weight_only.recurrent import WeightOnlyRecurrent
 
-__all__ = ["QuantizeWeights", "WeightOnlyEmbedding", "WeightOnlyLinear"]
+__all__ = ["QuantizeWeights", "WeightOnlyEmbedding", "WeightOnlyLinear", "WeightOnlyRecurrent"]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fxopt_quantize.formats import unsigned
+
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of the range of a group that are tried
 
 
@@ -66,7 +68,8 @@ def _rounded(
     rows: torch.Tensor, share: float, bits: int, symmetric: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, scales and zero points if each group keeps a share of its range."""
-    top, middle = (1 << bits) - 1, 1 << (bits - 1)
+    number, middle = unsigned(bits), 1 << (bits - 1)
+    top = number.highest
     if symmetric:
         largest = rows.abs().amax(-1, keepdim=True) * share
         scale = _usable(largest / (middle - 1))
@@ -76,8 +79,8 @@ def _rounded(
         high = rows.amax(-1, keepdim=True).clamp(min=0) * share
         scale = _usable((high - low) / top)
         zero = torch.round(-low / scale).clamp_(0, top)
-    codes = (torch.round(rows / scale) + zero).clamp_(0, top)
-    return codes.to(torch.uint8), scale, zero.to(torch.uint8)
+    codes = number.nearest(torch.round(rows / scale) + zero)
+    return codes.to(number.storage), scale, zero.to(number.storage)
 
 
 def _usable(scale: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The pass: puts the weights of linear layers and embeddings into few bits."""
+"""The pass: puts the weights of linear layers, embeddings and recurrent layers into few bits."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from fxopt_quantize.calibrate import observe
 from fxopt_quantize.skipping import check_skipped, is_skipped
 from fxopt_quantize.weight_only.modules import WeightOnlyEmbedding, WeightOnlyLinear
 from fxopt_quantize.weight_only.moments import LinearMoments
+from fxopt_quantize.weight_only.recurrent import WeightOnlyRecurrent, matrices
 from fxopt_quantize.weight_only.stored import Store
 from fxopt_quantize.weights import weight_refusal
 
-_LAYERS = (nn.Linear, nn.Embedding)
+_LAYERS = (nn.Linear, nn.Embedding, nn.RNNBase)
 _FINE_GROUP = 32
 _FINE_BITS = 8
 
@@ -42,7 +43,8 @@ class QuantizeWeights(Pass):
 
     Attributes:
         bits: How fine weights are, from 2 to 8. Up to 4, two share a byte.
-        group: How many weights share a scale; 0 for a whole row.
+        group: How many weights share a scale; 0 for a whole row. The rows of recurrent layers,
+            which are often of odd sizes, are one group each where they do not divide.
         symmetric: Whether zero is the middle of the levels in each group, which spares the zero
             points and takes a level.
         rounding: Which level a weight of a linear layer becomes: the ``nearest`` one, or one by
@@ -74,8 +76,10 @@ class QuantizeWeights(Pass):
             raise ValueError(f"samples={self.samples} must be at least 1")
 
     def inapplicable(self, program: Program, context: Context) -> str | None:
-        """There is nothing to do without a linear layer or an embedding."""
-        return None if self._layers(program) else "there is no linear layer and no embedding"
+        """There is nothing to do without a layer that has such weights."""
+        if self._layers(program):
+            return None
+        return "there is no linear layer, no embedding and no recurrent layer"
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Replaces layers by such that hold integers.
@@ -138,7 +142,7 @@ class QuantizeWeights(Pass):
         return [
             node
             for node in program.find(*_LAYERS)
-            if self.embeddings or isinstance(program.leaf(node), nn.Linear)
+            if self.embeddings or not isinstance(program.leaf(node), nn.Embedding)
         ]
 
     def _replace(
@@ -164,20 +168,30 @@ class QuantizeWeights(Pass):
         """Why a layer stays in float; None where nothing speaks against it."""
         if is_skipped(node, self.skip):
             return "named in skip"
-        weight = layer.weight
-        assert isinstance(weight, torch.Tensor)
-        if (reason := weight_refusal(weight)) is not None:
-            return reason
-        columns = weight.shape[1]
-        if columns % (self.group or 2):
-            return f"rows of {columns} weights do not divide into groups of {self.group or 2}"
+        for weight in _matrices(layer):
+            if (reason := weight_refusal(weight)) is not None:
+                return reason
+            columns = weight.shape[1]
+            whole = isinstance(layer, nn.RNNBase)  # whose rows may be one group each
+            if columns % (2 if whole else self.group or 2):
+                group = f"groups of {self.group}" if self.group and not whole else "bytes"
+                return f"rows of {columns} weights do not divide into {group}"
         if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
             return "it scales its vectors when they are looked up"
         return None
 
 
+def _matrices(layer: nn.Module) -> list[torch.Tensor]:
+    if isinstance(layer, nn.RNNBase):
+        return list(matrices(layer).values())
+    return [layer.get_parameter("weight")]
+
+
 def _counterpart(layer: nn.Module, store: Store) -> nn.Module:
     if isinstance(layer, nn.Embedding):
         return WeightOnlyEmbedding(store.stored(layer.weight))
+    if isinstance(layer, nn.RNNBase):
+        stored = {name: store.stored(weight) for name, weight in matrices(layer).items()}
+        return WeightOnlyRecurrent(layer, stored)
     assert isinstance(layer, nn.Linear)
     return WeightOnlyLinear(store.stored(layer.weight), layer.bias)

@@ -55,9 +55,10 @@ class Store:
         self._made: dict[torch.Tensor, StoredWeight] = {}  # tensors are hashed by identity
 
     def stored(self, weight: torch.Tensor) -> StoredWeight:
-        """The counterpart of a matrix whose rows divide into groups."""
+        """The counterpart of a matrix; rows that do not divide into groups are one each."""
         if weight not in self._made:
-            group = self._group or weight.shape[1]
+            columns = weight.shape[1]
+            group = self._group if self._group and columns % self._group == 0 else columns
             found = quantize_groups(weight, self._bits, group, self._symmetric)
             if weight in self._moments:
                 found = _compensated(weight, found, self._moments[weight])

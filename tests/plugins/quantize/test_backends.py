@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
 
@@ -17,6 +17,7 @@ from fxopt_fold_bn import FoldBN
 from fxopt_quantize import FakeQuantize, FakeQuantizePerChannel, Quantize
 from fxopt_quantize.modules import QuantConvTranspose, QuantLayer
 from tests.building import Builder
+from tests.random_models import on_random_models
 
 CPU = find_target("cpu")
 ROUNDINGS = (FakeQuantize, FakeQuantizePerChannel)
@@ -82,12 +83,7 @@ def quantized(model, x, **fields):
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime", "onednn"])
-@settings(
-    max_examples=8,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@on_random_models(8)
 @given(
     built=models(max_blocks=2),
     seed=st.integers(0, 2**16),

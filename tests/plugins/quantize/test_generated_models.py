@@ -2,21 +2,17 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from fxopt.testing import worst_error
 from fxopt.testing.strategies import generated_cases
 from fxopt_fold_bn import FoldBN
 from fxopt_quantize import Quantize
 from fxopt_quantize.rules import Role, role_of
+from tests.random_models import on_random_models
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@on_random_models(25)
 @given(generated_cases())
 def test_moving_factors_between_channels_keeps_the_numbers(case):
     for equalization, smoothing in (("weights", 0.0), ("activations", 0.0), ("weights", 0.7)):
@@ -31,12 +27,7 @@ def test_moving_factors_between_channels_keeps_the_numbers(case):
         assert len([n for n in program.nodes if role_of(program, n) is Role.LAYER]) == len(layers)
 
 
-@settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@on_random_models(15)
 @given(generated_cases())
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 def test_all_settings_at_once_give_a_program_in_int8(rounding, case):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
 
@@ -10,6 +10,7 @@ from fxopt.testing.strategies import generated_cases
 from fxopt_fold_bn import FoldBN
 from fxopt_quantize import FakeQuantize, FakeQuantizePerChannel, QuantConv, Quantize, QuantLinear
 from fxopt_quantize.rules import operands
+from tests.random_models import on_random_models
 
 _PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -21,7 +22,7 @@ def rounded(x, scale, zero_point):
 
 def convolved(x, layer):
     """Sums of products of integers, from windows of the input."""
-    weight = layer.weight_int8.numpy().astype(np.int64)
+    weight = layer.weight_values.numpy().astype(np.int64)
     dims, groups = weight.ndim - 2, layer.settings["groups"]
     pads = list(zip(layer.pads[::2], layer.pads[1::2], strict=True))[::-1]
     x = np.pad(x, [(0, 0), (0, 0), *pads], mode=_PAD[layer.padding_mode])
@@ -70,7 +71,7 @@ class Beside(fx.Interpreter):
         np.testing.assert_allclose(x / scale, integers, atol=1e-3)  # it lies on the grid
         linear = isinstance(layer, QuantLinear)
         whole = integers.astype(np.int64)
-        weight = layer.weight_int8.numpy().astype(np.int64)
+        weight = layer.weight_values.numpy().astype(np.int64)
         sums = whole @ weight.T if linear else convolved(whole, layer)
         ones = (1,) * (0 if linear else x.ndim - 2)
         scales = layer.weight_scale.numpy().reshape(-1, *ones)
@@ -103,16 +104,11 @@ def outgoing(scale, layer):
     """The scale of a layer's input by output channel: of depthwise layers they correspond."""
     if np.ndim(scale) == 0:
         return scale
-    each = len(layer.weight_int8) // scale.size
+    each = len(layer.weight_values) // scale.size
     return np.repeat(scale.reshape(-1), each).reshape(-1, *(1,) * (scale.ndim - 2))
 
 
-@settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@on_random_models(30)
 @given(
     generated_cases(),
     st.sampled_from(("auto", "symmetric", "asymmetric")),

@@ -9,6 +9,7 @@ from torch import nn
 
 from fxopt.frontend import capture_program
 from fxopt_quantize.adaround import adaround
+from fxopt_quantize.formats import signed
 from fxopt_quantize.gptq import Levels, compensated, gptq
 from fxopt_quantize.layers import LayerFactory
 from fxopt_quantize.modules import QuantConv, QuantLinear
@@ -162,7 +163,7 @@ def test_coarse_weights_cost_less_when_rounded_well(rounding):
     program, result = quantized(model, (x,), weight_bits=4, rounding=rounding)
     assert f"4-bit weights by {rounding}" in result.summary
     for layer in [*modules(program, QuantConv), *modules(program, QuantLinear)]:
-        assert layer.weight_int8.abs().max() <= 7
+        assert layer.weight_values.abs().max() <= 7
     assert len({id(layer) for layer in modules(program, QuantLinear)}) == 2
     errors = [relative(each(x)[0], model(x)) for each in (plain, program)]
     assert errors[1] < 0.8 * errors[0]
@@ -182,7 +183,7 @@ def test_the_range_of_few_levels_is_the_one_of_least_error(bits):
     weight[2] = 0
     weight[3, 7] = 40.0
     limit = 2 ** (bits - 1) - 1
-    found = quantize_weight(weight, bits=bits)
+    found = quantize_weight(weight, number=signed(bits))
     for row, values, scale in zip(weight.numpy(), found.values, found.scale, strict=True):
         error = np.square(values.numpy() * float(scale) - row).sum()
         largest = np.abs(row).max() or 1.0

@@ -168,10 +168,10 @@ def test_integers_and_what_is_tied_are_kept(trained):
     training = Training(batches(), epochs=1, learning_rate=1e-2)
     program, _ = quantized(trained, training)
     leaves = {str(node.target): program.leaf(node) for node in program.find(QuantLayer)}
-    assert all(int(leaf.weight_int8.abs().max()) <= 1 for leaf in leaves.values())
-    assert all(leaf.weight_int8.dtype == torch.int8 for leaf in leaves.values())
+    assert all(int(leaf.weight_values.abs().max()) <= 1 for leaf in leaves.values())
+    assert all(leaf.weight_values.dtype == torch.int8 for leaf in leaves.values())
     one, two = (next(v for k, v in leaves.items() if k.startswith(n)) for n in ("one", "two"))
-    assert one.weight_int8 is two.weight_int8
+    assert one.weight_values is two.weight_values
     shared = [node for node in program.find(QuantLayer) if str(node.target).startswith("shared")]
     assert len(shared) == 2
     assert len({program.leaf(node) for node in shared}) == 1
