@@ -10,7 +10,7 @@ Usage:
 Each model and batch size runs in a process of its own. With --out, one that the file has is
 skipped (--redo runs it again), and the file is written after each, so that a study can go on later
 and on another machine: what is judged are ratios within a case. With --like, rivals are not built
-that the file has as failed or far behind at another batch size. All candidates of a model are built
+that the file has as failed or far behind at that batch size. All candidates of a model are built
 first, then timed in turns in bursts, with a pause before each burst so that one rival's
 spinning threads do not slow the next one. A rival that fails, or is not built within --limit
 seconds, is a row with a remark.
@@ -143,7 +143,12 @@ def _arguments() -> argparse.Namespace:
     add("--rivals", type=_words, default=["*"], help="patterns of names, such as 'torch*,openvino'")
     add("--torch-only", action="store_true", help="add fxopt without optional runtimes")
     add("--max-autotune", action="store_true", help="add the rivals that tune for minutes")
-    add("--like", type=int, metavar="BATCH", help="only rivals that come near at that batch size")
+    add(
+        "--like",
+        type=int,
+        metavar="BATCH",
+        help="only rivals that came near before at that size",
+    )
     add("--rounds", type=int, default=8, help="turns of each candidate")
     add("--limit", type=float, default=600.0, help="seconds to build a rival; 0 is no limit")
     add("--time-limit", type=float, help="seconds given to fxopt.optimize")

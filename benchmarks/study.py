@@ -28,7 +28,7 @@ REFERENCE = "eager"
 """Output errors refer to it, so it is built always, and first."""
 
 _CONTENDS = 1.3  # so many times the latency of the fastest rival, in a short measurement
-_WORTH_BUILDING = 2.0  # the same, at another batch size
+_WORTH_BUILDING = 2.0  # the same, in a later run
 _BURST = 9  # calls a turn, of those who contend
 
 BUILDING = "building"
@@ -191,17 +191,17 @@ def _measure(rows: dict[str, Row], calls: dict[str, Call], rounds: int, burst: i
 
 
 def far_behind(rows: Sequence[Row]) -> dict[str, str]:
-    """The rivals that need not be built at another batch size, with reasons.
+    """The rivals that need not be built in a later run, with reasons.
 
-    Those that failed at this one, and those of twice the latency of the fastest of their precision
-    and of that which fxopt was compared with.
+    Those that failed in this one, and those that took more than twice as long as the fastest of
+    their precision, but for what fxopt was compared with.
     """
     near = set(contenders(rows, _WORTH_BUILDING))
     judged = [verdict(row, rows).best for row in rows if row.kind != RIVAL and row.measured]
     near |= {best.candidate for best in judged if best is not None}
     batch = rows[0].batch
     return {
-        row.candidate: row.remark or f"not built: far behind at batch {batch}"
+        row.candidate: row.remark or f"not built: far behind in an earlier run at batch {batch}"
         for row in rows
         if row.candidate not in near | {REFERENCE}
     }

@@ -129,8 +129,10 @@ class OpenVINO(Backend):
 
 
 def _has_few_bits(program: Program) -> bool:
+    """Whether there are linear layers with few-bit weights, for which rounding is offered."""
     leaves = (program.leaf(node) for node in program.nodes if node.op == "call_module")
-    return any(isinstance(leaf, LeafModule) and leaf.weight_bits for leaf in leaves)
+    stored = (leaf for leaf in leaves if isinstance(leaf, LeafModule) and leaf.weight_bits)
+    return any(leaf.family == "linear" for leaf in stored)
 
 
 def _streams(inputs: Tensors, target: Target) -> int:

@@ -33,30 +33,32 @@ def with_sequences(program: Program) -> Program:
     Args:
         program: It is not changed.
     """
-    layers = {node.name: _layer(program, node) for node in program.nodes}
-    if not any(layers.values()):
+    calls = [node.name for node in program.nodes if _is_batched(node)]
+    names = dict.fromkeys(str(n.target) for n in program.nodes if n.name in calls)
+    layers = {name: _layer(program.module.get_submodule(name)) for name in names}
+    made = {name: RecurrentSequence(layer) for name, layer in layers.items() if layer is not None}
+    if not made:
         return program
     twin = program.clone()
-    made: dict[str, RecurrentSequence] = {}  # by the names of layers: one may be called twice
     with twin.edit() as edit:
-        for node in list(twin.nodes):
-            layer = layers[node.name]
-            if layer is not None:
-                sequence = made.setdefault(str(node.target), RecurrentSequence(layer))
-                edit.replace(node, sequence, *node.args, **node.kwargs)
+        for node in [node for node in twin.nodes if node.name in calls]:
+            if str(node.target) in made:
+                edit.replace(node, made[str(node.target)], *node.args, **node.kwargs)
     return twin
 
 
-def _layer(program: Program, node: fx.Node) -> Recurrent | None:
-    """The recurrent layer that a node calls on a batch, if it has no projections."""
+def _is_batched(node: fx.Node) -> bool:
+    """Whether a node calls a layer with a batch of sequences and a state, and gets both."""
     if node.op != "call_module" or not isinstance(node.meta["val"], tuple) or len(node.args) != 2:
-        return None
-    leaf = program.leaf(node)
-    layer = leaf.exported() if isinstance(leaf, LeafModule) else leaf
-    if not isinstance(layer, (nn.LSTM, nn.GRU)) or layer.proj_size:
-        return None
+        return False
     source = node.args[0]
-    return layer if isinstance(source, fx.Node) and source.meta["val"].dim() == 3 else None
+    return isinstance(source, fx.Node) and source.meta["val"].dim() == 3
+
+
+def _layer(leaf: nn.Module) -> Recurrent | None:
+    """A recurrent layer without projections, if a leaf is one for other runtimes."""
+    layer = leaf.exported() if isinstance(leaf, LeafModule) else leaf
+    return layer if isinstance(layer, (nn.LSTM, nn.GRU)) and not layer.proj_size else None
 
 
 class RecurrentSequence(LeafModule):

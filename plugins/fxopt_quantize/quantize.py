@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -46,7 +47,7 @@ from fxopt_quantize.sensitivity import (
     shares,
 )
 from fxopt_quantize.sites import Activations, Depthwise, observers_of, unify
-from fxopt_quantize.skipping import check_skipped, is_skipped
+from fxopt_quantize.skipping import staying
 from fxopt_quantize.smooth import Smoother, Strength
 
 Rounding = Literal["nearest", "gptq", "adaround"]
@@ -320,13 +321,7 @@ class Quantize(Pass):
 
     def _refused(self, program: Program) -> dict[fx.Node, str]:
         """The layers that stay in float, with reasons."""
-        layers = _layers(program)
-        check_skipped(self.skip, layers)
-        reasons = {node: refusal(program, node) for node in layers}
-        for node in layers:
-            if is_skipped(node, self.skip):
-                reasons[node] = "named in skip"
-        return {node: reason for node, reason in reasons.items() if reason is not None}
+        return staying(_layers(program), self.skip, partial(refusal, program))
 
 
 def _layers(program: Program) -> list[fx.Node]:

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import fx
 
 from fxopt.plugin import PassError
+
+
+def staying(
+    layers: Sequence[fx.Node], patterns: Sequence[str], refusal: Callable[[fx.Node], str | None]
+) -> dict[fx.Node, str]:
+    """The layers that stay in float, with reasons.
+
+    Args:
+        layers: All that there are.
+        patterns: Of the names of those that the user wants to stay.
+        refusal: Why one of the others cannot be changed; None where it can.
+
+    Raises:
+        PassError: A pattern matches no layer.
+    """
+    check_skipped(patterns, layers)
+    reasons = {
+        node: "named in skip" if is_skipped(node, patterns) else refusal(node) for node in layers
+    }
+    return {node: reason for node, reason in reasons.items() if reason is not None}
 
 
 def is_skipped(node: fx.Node, patterns: Sequence[str]) -> bool:

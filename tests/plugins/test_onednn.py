@@ -477,6 +477,18 @@ def test_a_float_program_is_refused():
         compiled(program, torch.randn(2, 4))
 
 
+def test_where_it_wins_compiled_calls_of_the_same_operators_are_tried():
+    b = Builder(conv=qconv(nn.Conv2d(4, 8, 3)), rounding=FakeQuantize(0.02, 128))
+    program = b.program(b.call("conv", b.call("rounding", b.input("x", 2, 4, 8, 8))))
+    x = torch.randn(2, 4, 8, 8)
+    found = OneDNN().tunings(program, (x,), CPU, milliseconds=1.0)
+    assert [each.label for each in found] == ["inductor c++", "inductor template c++"]
+    for backend in found:
+        if backend.unavailable() is None:
+            code = backend.lower(program, (x,), CPU).compile((x,))
+            assert code.precisions() == compiled(program, x).precisions() == {"int8": 1}
+
+
 def test_it_says_which_operators_are_missing(monkeypatch):
     from fxopt_inductor.lowp import operators
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from torch import fx, nn
@@ -14,7 +15,7 @@ from fxopt_quantize.layers import LayerFactory, refusal
 from fxopt_quantize.measured import measured
 from fxopt_quantize.modules import QuantLayer
 from fxopt_quantize.sensitivity import shares
-from fxopt_quantize.skipping import check_skipped, is_skipped
+from fxopt_quantize.skipping import staying
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,7 @@ class QuantizeDynamic(Pass):
 
     def _refused(self, program: Program) -> dict[fx.Node, str]:
         """The layers that stay in float, with reasons."""
-        layers = _layers(program)
-        check_skipped(self.skip, layers)
-        reasons = {
-            node: "named in skip" if is_skipped(node, self.skip) else refusal(program, node)
-            for node in layers
-        }
-        return {node: reason for node, reason in reasons.items() if reason is not None}
+        return staying(_layers(program), self.skip, partial(refusal, program))
 
     def _counterparts(
         self, program: Program, refused: Mapping[fx.Node, str]

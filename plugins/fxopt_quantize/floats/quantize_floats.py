@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -27,7 +28,7 @@ from fxopt_quantize.layers import LayerFactory, refusal
 from fxopt_quantize.measured import measured
 from fxopt_quantize.modules import QuantLayer
 from fxopt_quantize.sensitivity import shares
-from fxopt_quantize.skipping import check_skipped, is_skipped
+from fxopt_quantize.skipping import staying
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _PRECISIONS = {"fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "fp16": "f16", "bf16": "bf16"}
@@ -124,14 +125,9 @@ class QuantizeFloats(Pass):
 
     def _refused(self, program: Program) -> dict[fx.Node, str]:
         """The layers that stay in float, with reasons."""
-        layers = _layers(program)
-        check_skipped(self.skip, layers)
-        reasons = {node: self._refusal(program, node) for node in layers}
-        return {node: reason for node, reason in reasons.items() if reason is not None}
+        return staying(_layers(program), self.skip, partial(self._refusal, program))
 
     def _refusal(self, program: Program, node: fx.Node) -> str | None:
-        if is_skipped(node, self.skip):
-            return "named in skip"
         if (reason := refusal(program, node)) is not None:
             return reason
         layer = program.leaf(node)

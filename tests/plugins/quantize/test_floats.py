@@ -201,23 +201,21 @@ BACKENDS = [Eager(), Inductor(), OpenVINO(), ONNXRuntime()]
 @pytest.mark.parametrize("name", sorted(FLOATS))
 @pytest.mark.parametrize("activations", ["off", "static"])
 @pytest.mark.parametrize("backend", BACKENDS, ids=[backend.label for backend in BACKENDS])
-def test_backends_are_right_or_refuse(x, backend, activations, name):
+def test_every_backend_is_right_and_tells_what_it_computes_in(x, backend, activations, name):
     if (reason := backend.unavailable()) is not None:
         pytest.skip(reason)
     program, _ = floats(Net(), x, format=name, activations=activations)
-    try:
-        code = backend.lower(program, (x,), CPU).compile((x,))
-    except BackendError as error:
-        if isinstance(backend, Eager):
-            raise
-        pytest.skip(f"refused: {error}")
+    if isinstance(backend, OpenVINO) and activations == "static" and name.startswith("fp8"):
+        with pytest.raises(BackendError, match="f8e"):  # it has no conversion to those
+            backend.lower(program, (x,), CPU).compile((x,))
+        return
+    code = backend.lower(program, (x,), CPU).compile((x,))
     with torch.no_grad():
         # Inductor may leave out two casts in a row, and is closer to the original then
         assert relative(code(x)[0], program(x)[0]) < (0.01 if name == "bf16" else 1e-3)
     fallbacks = find_fallbacks(program, code.kernels())
-    computes = {"off": ""}.get(activations, name)
-    told = bool(code.kernels()) and computes != ""
-    assert len(fallbacks) == (4 if told else 0)  # no CPU kernel computes on such numbers
+    told = activations != "off" and not isinstance(backend, Eager)  # which has no kernels to tell
+    assert len(fallbacks) == (4 if told else 0)  # float32 alone computes here
 
 
 def test_weights_take_fewer_bytes_and_are_saved_so(x, tmp_path):
