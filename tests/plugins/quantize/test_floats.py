@@ -205,11 +205,12 @@ def test_every_backend_is_right_and_tells_what_it_computes_in(x, backend, activa
     if (reason := backend.unavailable()) is not None:
         pytest.skip(reason)
     program, _ = floats(Net(), x, format=name, activations=activations)
-    if isinstance(backend, OpenVINO) and activations == "static" and name.startswith("fp8"):
-        with pytest.raises(BackendError, match="f8e"):  # it has no conversion to those
-            backend.lower(program, (x,), CPU).compile((x,))
-        return
-    code = backend.lower(program, (x,), CPU).compile((x,))
+    try:
+        code = backend.lower(program, (x,), CPU).compile((x,))
+    except BackendError as error:
+        if not isinstance(backend, OpenVINO) or activations == "off" or "f8e" not in str(error):
+            raise
+        pytest.skip("OpenVINO converts to fp8 on some processors alone, and says so on others")
     with torch.no_grad():
         # Inductor may leave out two casts in a row, and is closer to the original then
         assert relative(code(x)[0], program(x)[0]) < (0.01 if name == "bf16" else 1e-3)
