@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bf16": {"passes": "cleanup,fold_bn", "max_drift": 0.05},
     "int8": {"passes": "cleanup,fold_bn,quantize"},
 }
+_DYNAMIC = ",quantize_dynamic"  # after the static pass, which leaves recurrent layers in float
 
 _TORCH_BACKENDS = ("eager", "inductor", "onednn")
 
@@ -46,6 +47,8 @@ class Own:
         settings = dict(SETTINGS[precision])
         if precision == "int8":
             settings["calibration"] = [inputs]
+            if any(isinstance(layer, nn.RNNBase) for layer in model.modules()):
+                settings["passes"] += _DYNAMIC
         if kind == TORCH_ONLY:
             settings["backends"] = torch_backends()
         self.inputs = inputs

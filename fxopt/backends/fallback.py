@@ -11,10 +11,12 @@ from fxopt.ir import LeafModule, Program
 
 _CONVOLUTION = frozenset({"Convolution", "Deconvolution"})
 _LINEAR = frozenset({"FullyConnected", "MatMul", "Linear"})
-_FAMILIES = {"convolution": _CONVOLUTION, "linear": _LINEAR}
+_RECURRENT = frozenset({"RNNSeq"})
+_FAMILIES = {"convolution": _CONVOLUTION, "linear": _LINEAR, "recurrent": _RECURRENT}
 _FLOAT_LAYERS: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.modules.conv._ConvNd, "convolution"),
     (nn.Linear, "linear"),
+    (nn.RNNBase, "recurrent"),
 )
 
 Layer = tuple[str, str]

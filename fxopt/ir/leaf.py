@@ -18,8 +18,8 @@ class LeafModule(nn.Module):
     as plain ATen), functional (no in-place change of inputs) and deep-copyable.
 
     Attributes:
-        family: What kind of layer it is, ``convolution`` or ``linear``, where it is one; by that
-            it is looked for in lowered code.
+        family: What kind of layer it is, ``convolution``, ``linear`` or ``recurrent``, where it is
+            one; by that it is looked for in lowered code.
         precision: What it is meant to compute in once lowered, such as ``int8``.
         weight_bits: How many bits each of its weights takes, where they are stored in fewer than
             they are computed with; 0 elsewhere.

@@ -9,6 +9,7 @@ import torch
 
 from fxopt.plugin import (
     BackendError,
+    LeafModule,
     Lowering,
     Program,
     Target,
@@ -74,18 +75,33 @@ class ONNXRuntimeLowering(Lowering):
                 f"onnxruntime-{self._program.fingerprint()}",
                 lambda folder: save(self._translate_any_batch(inputs), folder),
             )
-            return self._start(kept / MODEL if kept else self._translate_any_batch(inputs))
+            model = kept / MODEL if kept else self._translate_any_batch(inputs)
+            return self._start(model, inputs)
         except BackendError:
             return None
 
     def _translate_any_batch(self, inputs: Tensors) -> ir.Model:
-        return translate(export_program(self._program, inputs, dynamic=True))
+        return self._translate(export_program(self._program, inputs, dynamic=True))
 
     def _session(self, inputs: Tensors) -> Session:
-        return self._start(translate(export_program(self._program, inputs)))
+        return self._start(self._translate(export_program(self._program, inputs)), inputs)
 
-    def _start(self, model: ir.Model | Path) -> Session:
-        return Session(model, self._target, self._spinning)
+    def _translate(self, exported: torch.export.ExportedProgram) -> ir.Model:
+        return translate(exported, _integer_recurrent(self._program))
+
+    def _start(self, model: ir.Model | Path, inputs: Tensors) -> Session:
+        return Session(model, inputs, self._target, self._spinning)
+
+
+def _integer_recurrent(program: Program) -> set[str]:
+    """Names, as in the exported program, of recurrent layers that are to compute in int8."""
+    called = {str(node.target): node for node in program.nodes if node.op == "call_module"}
+    leaves = {name: program.leaf(node) for name, node in called.items()}
+    return {
+        f"module.{name}"
+        for name, leaf in leaves.items()
+        if isinstance(leaf, LeafModule) and leaf.family == "recurrent" and leaf.precision == "int8"
+    }
 
 
 def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:

@@ -34,7 +34,7 @@ class ONNXRuntimeExecutable(Executable):
 
     def __init__(self, session: Session, inputs: Tensors) -> None:
         self._session = session
-        outputs = session.probe([tensor.detach().contiguous() for tensor in inputs])
+        outputs = session.probe(inputs)
         self._inputs = [
             Slot(name, to_numpy_dtype(tensor.dtype), list(tensor.shape), tensor.dtype)
             for name, tensor in zip(session.input_names, inputs, strict=True)

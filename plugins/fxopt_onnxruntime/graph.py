@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,26 @@ class Rewriter:
         node.outputs[0].name = f"{name}.out"
         self.graph.insert_before(before, node)
         return node.outputs[0]
+
+    def substitute(
+        self,
+        node: ir.Node,
+        domain: str,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        without: Sequence[str] = (),
+    ) -> None:
+        """Another operator in place of a node, with its outputs and attributes but for some."""
+        import onnx_ir as ir
+
+        kept = [item for name, item in node.attributes.items() if name not in without]
+        count = len(node.outputs)
+        twin = ir.Node(domain, kind, inputs, kept, num_outputs=count, name=node.name)
+        self.graph.opset_imports.setdefault(domain, 1)
+        self.graph.insert_before(node, twin)
+        for old, new in zip(node.outputs, twin.outputs, strict=True):
+            new.name = f"{self._prefix}.{old.name}" if old.name else ""
+            self.replace(old, new)
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Lets all that took ``old``, outputs of the graph too, take ``new``."""

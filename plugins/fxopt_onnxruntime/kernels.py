@@ -15,7 +15,7 @@ _KINDS = {
     "MatMul": "MatMul", "FusedMatMul": "MatMul", "QLinearMatMul": "MatMul",
     "MatMulInteger": "MatMul", "MatMulIntegerToFloat": "MatMul", "DynamicQuantizeMatMul": "MatMul",
     "Attention": "Attention", "MultiHeadAttention": "Attention",
-    "LSTM": "RNNSeq", "GRU": "RNNSeq", "RNN": "RNNSeq",
+    "LSTM": "RNNSeq", "DynamicQuantizeLSTM": "RNNSeq", "GRU": "RNNSeq", "RNN": "RNNSeq",
 }  # fmt: skip
 
 _PRODUCT = "BatchMatMul"  # of two activations, as in attention; a linear layer has weights
@@ -39,6 +39,7 @@ _PRECISIONS = {
     "double": "f64",
 }  # fmt: skip
 
+_ROUNDING = "DynamicQuantize"  # operators that take floats and compute on integers
 _SUFFIX = "_kernel_time"
 
 Event = Mapping[str, Any]
@@ -48,7 +49,8 @@ def find_kernels(profile: Iterable[Event]) -> tuple[Kernel, ...]:
     """The operations in a profile that compute something, each once, in the order they ran.
 
     The name is that of the runtime's operator, such as ``QLinearConv``, and of the node. The
-    precision is that of the first operand: integer kernels take the activations there.
+    precision is that of the first operand: integer kernels take the activations there, but for
+    those that round them.
 
     Args:
         profile: Events as ``InferenceSession.end_profiling`` writes them.
@@ -67,7 +69,8 @@ def _kernel(name: str, details: Event) -> Kernel:
     operands = details.get("input_type_shape") or details.get("output_type_shape") or [{}]
     dtype = next(iter(operands[0]), "unknown")
     kind = _kind(name, operator, details)
-    return Kernel(f"{operator} {name}", kind, _PRECISIONS.get(dtype, dtype))
+    rounds = operator.startswith(_ROUNDING)
+    return Kernel(f"{operator} {name}", kind, "int8" if rounds else _PRECISIONS.get(dtype, dtype))
 
 
 def _kind(name: str, operator: str, details: Event) -> str:

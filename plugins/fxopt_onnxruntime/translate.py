@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 _CHATTY = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
-def translate(exported: torch.export.ExportedProgram) -> ir.Model:
+def translate(exported: torch.export.ExportedProgram, recurrent: Collection[str] = ()) -> ir.Model:
     """A model with QuantizeLinear and DequantizeLinear where the program rounds.
 
     Args:
         exported: Plain ATen.
+        recurrent: Qualified names in it of recurrent layers that are to compute in int8.
 
     Raises:
         BackendError: Some operator has no translation.
@@ -40,7 +41,7 @@ def translate(exported: torch.export.ExportedProgram) -> ir.Model:
                 custom_translation_table=attention_table(),
             )
             assert program is not None
-            prepare(program.model)
+            prepare(program.model, recurrent)
             program.optimize()
         except Exception as error:
             raise BackendError(f"the program has no form in ONNX: {_cause(error)}") from error

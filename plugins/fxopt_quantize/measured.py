@@ -10,14 +10,13 @@ from torch import fx, nn
 
 from fxopt.plugin import Context, Program
 from fxopt_quantize.calibrate import eval_mode
-from fxopt_quantize.modules import QuantLayer
-from fxopt_quantize.sensitivity import Sensitivity, few_samples, ranked, saving
+from fxopt_quantize.sensitivity import Counterpart, Sensitivity, few_samples, ranked, saving
 
 
 def measured(
     program: Program,
     context: Context,
-    layers: Mapping[fx.Node, QuantLayer],
+    layers: Mapping[fx.Node, Counterpart],
     roundings: Mapping[fx.Node, nn.Module],
 ) -> dict[str, Sensitivity]:
     """By names of layers, those first that cost most quality for the time they save.
@@ -51,7 +50,7 @@ class MeasuredSensitivities:
     def __init__(
         self,
         program: Program,
-        layers: Mapping[fx.Node, QuantLayer],
+        layers: Mapping[fx.Node, Counterpart],
         roundings: Mapping[fx.Node, nn.Module],
     ) -> None:
         self._program = program
@@ -86,14 +85,17 @@ class MeasuredSensitivities:
         outputs: Sequence[torch.Tensor],
     ) -> None:
         """One layer in int8: only what depends on it runs again."""
-        layer, given = self._layers[node], values[node.all_input_nodes[0]]
-        rounded = layer(self._roundings[node](given))
+        layer = self._layers[node]
+        inputs: Any = fx.node.map_arg(node.args, values.__getitem__)
+        given, *others = inputs
+        rounded = layer(self._roundings[node](given), *others)
         kept = {n: value for n, value in values.items() if n not in self._later[node]}
         changed = _floats(walk.run(initial_env={**kept, node: rounded}))
         pairs = zip(changed, outputs, strict=True)
         found = self._found[node]
         found.error += sum(float((y - was).double().square().sum()) for y, was in pairs)
-        found.saving += saving(layer, given, values[node])
+        yielded = values[node]
+        found.saving += saving(layer, given, yielded[0] if isinstance(yielded, tuple) else yielded)
 
 
 def _later(node: fx.Node) -> set[fx.Node]:

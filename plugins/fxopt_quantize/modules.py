@@ -105,6 +105,10 @@ class QuantLayer(LeafModule):
             return rounded
         return self.weight_values.to(self.weight_scale.dtype) * self.weight_scale
 
+    def products(self, given: torch.Tensor, value: torch.Tensor) -> float:
+        """Multiply-adds of a call, by what it takes and yields."""
+        return float(value.numel()) * self.weight_values[0].numel()
+
 
 class QuantLinear(QuantLayer):
     """A linear layer with weights in few bits."""
@@ -180,6 +184,10 @@ class QuantConvTranspose(QuantLayer):
         convolve: Any = functions[self.weight_values.dim() - 3]
         output: torch.Tensor = convolve(x, self.weight, self.bias, **self.settings)
         return output
+
+    def products(self, given: torch.Tensor, value: torch.Tensor) -> float:
+        """Each input is multiplied, instead of each output."""
+        return super().products(value, given)
 
     def extra_repr(self) -> str:
         return self._described

@@ -15,14 +15,14 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
 
 from fxopt.plugin import Program
 from fxopt_quantize.calibrate import eval_mode
-from fxopt_quantize.modules import QuantConvTranspose, QuantLayer
+from fxopt_quantize.modules import QuantLayer
 
 _BATCHES, _SAMPLES = 4, 8
 
@@ -30,6 +30,16 @@ _BATCHES, _SAMPLES = 4, 8
 # of float32: on a machine of 95 and 453 billion of those a second and 54 GB/s, and not far from it
 # on others. Depthwise convolutions do little else than move values.
 _PRODUCTS_A_VALUE = 7
+
+
+class Counterpart(Protocol):
+    """A layer in few bits."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """What it yields."""
+
+    def products(self, given: torch.Tensor, value: torch.Tensor) -> float:
+        """Multiply-adds of a call, by what it takes and yields."""
 
 
 @dataclass
@@ -195,11 +205,10 @@ class _Traced(fx.Interpreter):
         return value
 
 
-def saving(layer: QuantLayer, given: torch.Tensor, value: torch.Tensor) -> float:
+def saving(layer: Counterpart, given: torch.Tensor, value: torch.Tensor) -> float:
     """What a layer saves in int8, given what it takes and yields; see :class:`Sensitivity`."""
-    counted = given if isinstance(layer, QuantConvTranspose) else value
-    products = float(counted.numel()) * layer.weight_values[0].numel()
-    return products + _PRODUCTS_A_VALUE * (given.numel() + value.numel())
+    moved = given.numel() + value.numel()
+    return layer.products(given, value) + _PRODUCTS_A_VALUE * moved
 
 
 def _has_gradient(value: Any) -> bool:

@@ -70,6 +70,15 @@ def test_an_exact_program_runs_in_float32():
     assert {kernel.precision for kernel in code.kernels()} == {"f32"}
 
 
+def test_what_runs_writes_no_profile(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = compile_for(small_cnn(), image())
+    runtime = code._session.runtime
+    assert not runtime.get_session_options().enable_profiling
+    assert code.kernels()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("first", [1, 3])
 def test_one_conversion_serves_all_batch_sizes_from_several_threads(first, monkeypatch):
     calls = []

@@ -8,6 +8,7 @@ computed, but for one rounding before some activations.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from fxopt_onnxruntime.graph import Rewriter
@@ -20,6 +21,7 @@ from fxopt_onnxruntime.rules.linear import lower_linear_layers
 from fxopt_onnxruntime.rules.moves import round_after_moves
 from fxopt_onnxruntime.rules.patches import lower_patch_convolutions
 from fxopt_onnxruntime.rules.pooling import pool_globally
+from fxopt_onnxruntime.rules.recurrent import lower_recurrent, mark_recurrent
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,14 +35,22 @@ _RULES = (
     lower_patch_convolutions,
     lower_linear_layers,
     lower_convolutions,
+    lower_recurrent,
     settle_weights,
     round_after_moves,  # again, for what the rules before have added
 )
 
 
-def prepare(model: ir.Model) -> None:
-    """What must be done before constants are folded: int8 weights are kept as such."""
-    restore_weights(Rewriter(model, "fxopt.weight"))
+def prepare(model: ir.Model, recurrent: Collection[str]) -> None:
+    """What must be done before constants are folded: int8 weights are kept as such.
+
+    Args:
+        model: As exported.
+        recurrent: Qualified names of recurrent layers that are to compute in int8.
+    """
+    rewriter = Rewriter(model, "fxopt.weight")
+    restore_weights(rewriter)
+    mark_recurrent(rewriter, recurrent)
 
 
 def rewrite(model: ir.Model) -> None:

@@ -1,6 +1,7 @@
-"""Int8 without calibration: what linear layers take is rounded on each call, row by row."""
+"""Int8 without calibration: what layers take is rounded on each call."""
 
 from fxopt_quantize.dynamic.modules import DynamicLinear
 from fxopt_quantize.dynamic.quantize_dynamic import QuantizeDynamic
+from fxopt_quantize.dynamic.recurrent import DynamicLSTM
 
-__all__ = ["DynamicLinear", "QuantizeDynamic"]
+__all__ = ["DynamicLSTM", "DynamicLinear", "QuantizeDynamic"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from fxopt_quantize.formats import INT8, NumberFormat
+from fxopt_quantize.formats import INT8, UINT8, NumberFormat
 from fxopt_quantize.modules import QuantLinear
 
 
@@ -22,6 +22,25 @@ def rounded_rows(x: torch.Tensor, number: NumberFormat = INT8) -> torch.Tensor:
     largest = x.abs().amax(-1, keepdim=True)
     scale = (largest * (1 / number.highest)).clamp(min=torch.finfo(x.dtype).tiny)
     return number.nearest(x / scale) * scale
+
+
+def rounded_whole(x: torch.Tensor) -> torch.Tensor:
+    """Rounds a tensor to 256 evenly spaced values from its smallest to its largest one.
+
+    Zero is one of them, so the range reaches to it.
+
+    Args:
+        x: Floats.
+    """
+    if not x.numel():
+        return x
+    low, high = (edge.clamp(**side) for edge, side in zip(x.aminmax(), _SIDES, strict=True))
+    scale = ((high - low) * (1 / UINT8.highest)).clamp(min=torch.finfo(x.dtype).tiny)
+    zero = torch.round(-low / scale)
+    return (UINT8.nearest(torch.round(x / scale) + zero) - zero) * scale
+
+
+_SIDES: tuple[dict[str, float], ...] = ({"max": 0.0}, {"min": 0.0})
 
 
 class DynamicLinear(QuantLinear):

@@ -1,4 +1,4 @@
-"""The pass: linear layers in int8, with ranges of activations found on each call."""
+"""The pass: linear layers and LSTMs in int8, with ranges of activations found on each call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxopt.plugin import Context, Lossy, Milder, Pass, PassInfo, PassResult, Program
 from fxopt_quantize.dynamic.modules import DynamicLinear
+from fxopt_quantize.dynamic.recurrent import DynamicLSTM, RowStore, recurrent_refusal
 from fxopt_quantize.layers import LayerFactory, refusal
 from fxopt_quantize.measured import measured
 from fxopt_quantize.modules import QuantLayer
@@ -20,11 +21,13 @@ from fxopt_quantize.skipping import staying
 
 @dataclass(frozen=True)
 class QuantizeDynamic(Pass):
-    """Dynamic int8: weights per output channel, what linear layers take per row and call.
+    """Dynamic int8: weights per output channel, what layers take per row and call.
 
     No data are needed, and no outlier of one token coarsens another one: the scheme of Yao et al.,
     "ZeroQuant", 2022, token by token, both symmetric. Finding the ranges costs a pass over each
-    layer's input, so it is for layers with many outputs, as transformers have them.
+    layer's input, so it is for layers with many outputs, as transformers have them. LSTMs, whose
+    states no calibration could bound for all steps, take their input and state as
+    :class:`DynamicLSTM` says.
 
     Attributes:
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
@@ -38,7 +41,7 @@ class QuantizeDynamic(Pass):
 
     def inapplicable(self, program: Program, context: Context) -> str | None:
         """There is nothing to do without a linear layer in float."""
-        return None if _layers(program) else "there is no linear layer in float"
+        return None if _layers(program) else "there is no linear or recurrent layer in float"
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Replaces layers by such that round.
@@ -54,7 +57,7 @@ class QuantizeDynamic(Pass):
             for node, layer in layers.items():
                 edit.replace(node, layer, *node.args, **node.kwargs)
         return edit.result(
-            f"{len(layers)} layers int8, rounded by rows on each call",
+            f"{len(layers)} layers int8, rounded on each call",
             layers=len(layers),
             float_layers=len(refused),
         )
@@ -72,16 +75,37 @@ class QuantizeDynamic(Pass):
 
     def _refused(self, program: Program) -> dict[fx.Node, str]:
         """The layers that stay in float, with reasons."""
-        return staying(_layers(program), self.skip, partial(refusal, program))
+        return staying(_layers(program), self.skip, partial(_refusal, program))
 
     def _counterparts(
         self, program: Program, refused: Mapping[fx.Node, str]
-    ) -> dict[fx.Node, QuantLayer]:
+    ) -> dict[fx.Node, QuantLayer | DynamicLSTM]:
         """The layers in int8; a layer that is called twice gives one, tied weights stay tied."""
-        factory = LayerFactory(linear=DynamicLinear)
+        factory = _Factory()
         taken = [node for node in _layers(program) if node not in refused]
         return {node: factory.quantized(program.leaf(node)) for node in taken}
 
 
+class _Factory:
+    """Makes the counterparts of linear layers and LSTMs."""
+
+    def __init__(self) -> None:
+        self._linear = LayerFactory(linear=DynamicLinear)
+        self._matrices = RowStore()
+        self._recurrent: dict[nn.Module, DynamicLSTM] = {}
+
+    def quantized(self, layer: nn.Module) -> QuantLayer | DynamicLSTM:
+        if not isinstance(layer, nn.LSTM):
+            return self._linear.quantized(layer)
+        if layer not in self._recurrent:
+            self._recurrent[layer] = DynamicLSTM(layer, self._matrices.stored(layer))
+        return self._recurrent[layer]
+
+
 def _layers(program: Program) -> list[fx.Node]:
-    return list(program.find(nn.Linear))
+    return list(program.find(nn.Linear, nn.RNNBase))
+
+
+def _refusal(program: Program, node: fx.Node) -> str | None:
+    layer = program.leaf(node)
+    return recurrent_refusal(layer) if isinstance(layer, nn.RNNBase) else refusal(program, node)

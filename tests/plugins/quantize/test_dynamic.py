@@ -81,7 +81,7 @@ def test_rows_become_integers_of_their_own_scale(rows, width, power, seed):
 def test_each_token_has_its_own_error(tokens):
     model = Feed()
     program, result = dynamic(model, tokens)
-    assert result.summary == "3 layers int8, rounded by rows on each call"
+    assert result.summary == "3 layers int8, rounded on each call"
     with torch.no_grad():
         for mine, expected in zip(program(tokens)[0][0], model(tokens)[0], strict=True):
             assert relative(mine, expected) < 0.04  # however small the token
@@ -173,7 +173,7 @@ def test_what_cannot_be_done_is_told(tokens):
         dynamic(Feed(), tokens, skip=("haed",))
     convolution = capture_program(nn.Conv2d(2, 2, 1), (torch.randn(1, 2, 3, 3),), {})
     reason = QuantizeDynamic().inapplicable(convolution, Context(CPU))
-    assert reason == "there is no linear layer in float"
+    assert reason == "there is no linear or recurrent layer in float"
 
 
 def test_saved_and_loaded(tokens, tmp_path):

@@ -1,0 +1,253 @@
+"""LSTMs in dynamic int8: beside integers by NumPy, and every backend."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fxopt.backends.fallback import find_fallbacks
+from fxopt.cost import find_target
+from fxopt.errors import PassError
+from fxopt.frontend import capture_program
+from fxopt.ir.saving import load_program, save_program
+from fxopt.passes import Context
+from fxopt.pipeline import PassManager, plan
+from fxopt.registry import default_registry
+from fxopt_eager import Eager
+from fxopt_inductor import Inductor
+from fxopt_onnxruntime import ONNXRuntime
+from fxopt_openvino import OpenVINO
+from fxopt_quantize import DynamicLSTM, QuantizeDynamic
+from fxopt_quantize.dynamic.modules import rounded_whole
+from tests.plugins.quantize.support import relative
+
+CPU = find_target("cpu")
+
+
+class Tagger(nn.Module):
+    """An LSTM that is called on two batches in turn, and a linear layer behind it."""
+
+    def __init__(self, layer, width):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(width, 6)
+
+    def forward(self, x):
+        first, state = self.layer(x)
+        second, _ = self.layer(x.flip(1), state)
+        return self.head(first + second)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tagger():
+    layer = nn.LSTM(24, 16, 2, bidirectional=True, batch_first=True)
+    return Tagger(layer, 32).eval()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 5, 24)
+
+
+def dynamic(model, x, **fields):
+    program = capture_program(model.eval(), (x,), {}).clone()
+    result = QuantizeDynamic(**fields).run(program, Context(CPU))
+    program.verify()
+    return program, result
+
+
+@given(st.integers(1, 40), st.integers(-30, 30), st.booleans(), st.integers(0, 1000))
+def test_values_become_256_levels_with_zero_among_them(size, power, positive, seed):
+    made = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, generator=made, dtype=torch.float64) * 10.0**power
+    x = x.abs() if positive else x
+    low, high = min(float(x.min()), 0), max(float(x.max()), 0)
+    scale = (high - low) / 255
+    grid = (np.arange(256) - np.rint(-low / scale)) * scale
+    mine = rounded_whole(x).numpy()
+    assert np.abs(mine[:, None] - grid).min(1).max() <= 1e-9 * scale
+    assert np.abs(mine - x.numpy()).max() <= scale * (1 + 1e-9)  # a half, and zero may be off
+    assert not rounded_whole(x * 0).any()
+    assert rounded_whole(x[:0]).shape == (0,)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    sizes=st.tuples(*(st.integers(1, 6) for _ in range(4))),
+    levels=st.integers(1, 3),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    seed=st.integers(0, 1000),
+)
+def test_it_is_arithmetic_on_integers(sizes, levels, flags, seed):
+    torch.manual_seed(seed)
+    steps, batch, width, hidden = sizes
+    bias, batch_first, both = flags
+    layer = nn.LSTM(width, hidden, levels, bias, batch_first, bidirectional=both).double()
+    x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), width).double()
+    program, _ = dynamic(nn.Sequential(layer), x)
+    given_x = x.transpose(0, 1).numpy() if batch_first else x.numpy()
+    expected = simulated(layer, given_x)
+    expected = expected.swapaxes(0, 1) if batch_first else expected
+    mine = program(x)[0].detach().numpy()
+    np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-10)
+
+
+def simulated(layer, x):
+    """All outputs, steps first, by the definition of an LSTM and products of integers."""
+    weights = {name: tensor.detach().numpy() for name, tensor in layer.named_parameters()}
+    for level in range(layer.num_layers):
+        sides = []
+        for suffix in ("", "_reverse")[: 2 if layer.bidirectional else 1]:
+            part = {k: weights.get(f"{k}_l{level}{suffix}") for k in KINDS}
+            sides.append(one_direction(part, x[::-1] if suffix else x))
+            sides[-1] = sides[-1][::-1] if suffix else sides[-1]
+        x = np.concatenate(sides, -1)
+    return x
+
+
+KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def one_direction(part, x):
+    bias = 0 if part["bias_ih"] is None else part["bias_ih"] + part["bias_hh"]
+    hidden = cell = np.zeros((x.shape[1], part["weight_hh"].shape[1]))
+    gates, outputs = integer_product(x, part["weight_ih"]) + bias, []
+    for step in gates:
+        enter, forget, new, leave = np.split(
+            step + integer_product(hidden, part["weight_hh"]), 4, axis=-1
+        )
+        cell = sigmoid(forget) * cell + sigmoid(enter) * np.tanh(new)
+        hidden = sigmoid(leave) * np.tanh(cell)
+        outputs.append(hidden)
+    return np.stack(outputs)
+
+
+def integer_product(x, weight):
+    rows = np.abs(weight).max(1) / 127
+    low, high = min(x.min(), 0), max(x.max(), 0)
+    scale = (high - low) / 255 or 1.0
+    zero = np.rint(-low / scale)
+    codes = np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.int64) - int(zero)
+    return codes @ np.rint(weight / rows[:, None]).astype(np.int64).T * scale * rows
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_onnxruntime_computes_it_in_int8(tagger, x):
+    backend = ONNXRuntime()
+    if (reason := backend.unavailable()) is not None:
+        pytest.skip(reason)
+    program, _ = dynamic(tagger, x, skip=("head",))
+    code = backend.lower(program, (x,), CPU).compile((x,))
+    assert [k.precision for k in code.kernels() if k.kind == "RNNSeq"] == ["int8"] * 4
+    assert find_fallbacks(program, code.kernels()) == ()
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, 5, 24)
+        code = backend.lower(program, (x,), CPU).compile((x,))
+        with torch.no_grad():
+            drift = relative(program(x)[0], tagger(x))
+            assert 1e-3 < drift < 0.02
+            assert relative(code(x)[0], program(x)[0]) < 0.6 * drift  # it rounds as the program
+
+
+def test_a_float_layer_beside_it_stays_float(x):
+    if (reason := ONNXRuntime().unavailable()) is not None:
+        pytest.skip(reason)
+    program, _ = dynamic(nn.Sequential(Both()), x, skip=("*right",))
+    code = ONNXRuntime().lower(program, (x,), CPU).compile((x,))
+    kernels = [k.precision for k in code.kernels() if k.kind == "RNNSeq"]
+    assert sorted(kernels) == ["f32", "int8"]
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = (nn.LSTM(24, 8, batch_first=True) for _ in range(2))
+
+    def forward(self, x):
+        return self.left(x)[0] + self.right(x)[0]
+
+
+@pytest.mark.parametrize(
+    "backend", [Eager(), OpenVINO(), Inductor()], ids=["eager", "openvino", "inductor"]
+)
+def test_others_compute_in_float_and_say_so(tagger, x, backend):
+    if (reason := backend.unavailable()) is not None:
+        pytest.skip(reason)
+    program, _ = dynamic(tagger, x, skip=("head",))
+    code = backend.lower(program, (x,), CPU).compile((x,))
+    with torch.no_grad():
+        drift = relative(program(x)[0], tagger(x))
+        assert relative(code(x)[0], tagger(x)) < 1.01 * drift  # eager is the program itself
+    if code.kernels():
+        (line,) = find_fallbacks(program, code.kernels())
+        assert "2 of 2 recurrent layers do not run in int8" in line
+
+
+def test_a_layer_called_twice_is_one_and_tied_weights_stay_tied(x):
+    model = Both()
+    model.right.weight_hh_l0 = model.left.weight_hh_l0
+    program, result = dynamic(model, x)
+    left, right = (program.leaf(node) for node in program.find(DynamicLSTM))
+    assert left.weight_hh_l0_packed is right.weight_hh_l0_packed
+    assert result.summary == "2 layers int8, rounded on each call"
+
+
+def test_the_number_of_steps_may_change(x):
+    model = nn.Sequential(nn.LSTM(24, 8)).eval()
+    program, _ = dynamic(model, x)
+    for steps in (1, 3, 9):
+        other = torch.randn(steps, 5, 24)
+        with torch.no_grad():
+            assert relative(program(other)[0], model(other)[0]) < 0.02
+
+
+def test_weights_take_a_quarter_and_are_saved_so(tagger, x, tmp_path):
+    program, _ = dynamic(tagger, x)
+    plain = capture_program(tagger, (x,), {})
+    assert program.weight_bytes() < 0.45 * plain.weight_bytes()  # of which many are scales here
+    save_program(program, tmp_path / "program")
+    loaded = load_program(tmp_path / "program", packages={"fxopt_quantize"})
+    assert torch.equal(loaded(x)[0], program(x)[0])
+
+
+def test_a_drift_is_kept_by_leaving_layers_in_float(tagger, x):
+    with torch.no_grad():  # outliers, which leave the others but few levels
+        tagger.head.weight *= 0.01
+        tagger.head.weight[:, 0] += 3
+    program = capture_program(tagger, (x,), {})
+    facts = default_registry().facts
+
+    def managed(**limits):
+        order = plan([QuantizeDynamic()], facts, set(facts))
+        return PassManager(order, facts, Context(CPU, [[x]]), **limits).run(program).records[0]
+
+    free = managed()
+    record = managed(max_drift=0.9 * free.drift)
+    assert record.status == "applied"
+    assert record.drift <= 0.9 * free.drift
+    assert len(record.refused) == 1
+    assert set(record.details["costs"]) == {"layer", "head"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "width", "reason"),
+    [
+        (nn.GRU(24, 16), 16, "only LSTMs have int8 kernels"),
+        (nn.LSTM(24, 16, proj_size=8), 8, "projections"),
+    ],
+    ids=["gru", "projected"],
+)
+def test_what_stays_in_float_is_told(layer, width, reason, x):
+    _, result = dynamic(Tagger(layer, width), x)
+    assert reason in result.refused[0]
+    with pytest.raises(PassError, match=r"'layre'.*no such layer"):
+        dynamic(Tagger(layer, width), x, skip=("layre",))
