@@ -37,8 +37,9 @@ Compiled = Callable[..., tuple[torch.Tensor, ...]]
 Precision = Literal["f32", "bf16"]
 Products = Literal["library", "template", "autotune"]
 
-# What a call from C++ saves against one from Python; what share of the latency is worth a build.
-_CALL_MS = 0.004
+# What a call from C++ saves against one from Python (torch.compile of resnet50 in bfloat16: 1.4 ms
+# of 25.3 in 122 calls); what share of the latency is worth a build.
+_CALL_MS = 0.01
 _WORTH = 0.02
 
 _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
