@@ -34,13 +34,10 @@ def rounded_whole(x: torch.Tensor) -> torch.Tensor:
     """
     if not x.numel():
         return x
-    low, high = (edge.clamp(**side) for edge, side in zip(x.aminmax(), _SIDES, strict=True))
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     scale = ((high - low) * (1 / UINT8.highest)).clamp(min=torch.finfo(x.dtype).tiny)
     zero = torch.round(-low / scale)
     return (UINT8.nearest(torch.round(x / scale) + zero) - zero) * scale
-
-
-_SIDES: tuple[dict[str, float], ...] = ({"max": 0.0}, {"min": 0.0})
 
 
 class DynamicLinear(QuantLinear):

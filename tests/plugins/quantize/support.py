@@ -63,3 +63,16 @@ class SqueezeExcite(nn.Module):
         s = nn.functional.hardsigmoid(self.excite(nn.functional.relu(self.reduce(s))))
         y = nn.functional.max_pool2d(self.project(y * s) + x, 2)
         return self.head(y.mean((2, 3)))
+
+
+class Tagger(nn.Module):
+    """A recurrent layer that is called on two batches in turn, and a linear layer behind it."""
+
+    def __init__(self, layer, width):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(width, 6)
+
+    def forward(self, x):
+        first, state = self.layer(x)
+        second, _ = self.layer(x.flip(0), state)
+        return self.head(first + second)

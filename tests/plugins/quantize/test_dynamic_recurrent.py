@@ -21,22 +21,9 @@ from fxopt_onnxruntime import ONNXRuntime
 from fxopt_openvino import OpenVINO
 from fxopt_quantize import DynamicLSTM, QuantizeDynamic
 from fxopt_quantize.dynamic.modules import rounded_whole
-from tests.plugins.quantize.support import relative
+from tests.plugins.quantize.support import Tagger, relative
 
 CPU = find_target("cpu")
-
-
-class Tagger(nn.Module):
-    """An LSTM that is called on two batches in turn, and a linear layer behind it."""
-
-    def __init__(self, layer, width):
-        super().__init__()
-        self.layer, self.head = layer, nn.Linear(width, 6)
-
-    def forward(self, x):
-        first, state = self.layer(x)
-        second, _ = self.layer(x.flip(1), state)
-        return self.head(first + second)
 
 
 @pytest.fixture(autouse=True)
@@ -192,13 +179,20 @@ def test_others_compute_in_float_and_say_so(tagger, x, backend):
         assert "2 of 2 recurrent layers do not run in int8" in line
 
 
-def test_a_layer_called_twice_is_one_and_tied_weights_stay_tied(x):
+def test_a_layer_called_twice_is_one(tagger, x):
+    program, result = dynamic(tagger, x)
+    first, second = (program.leaf(node) for node in program.find(DynamicLSTM))
+    assert first is second
+    assert result.summary == "3 layers int8, rounded on each call"
+
+
+def test_tied_weights_stay_tied(x):
     model = Both()
     model.right.weight_hh_l0 = model.left.weight_hh_l0
-    program, result = dynamic(model, x)
+    program, _ = dynamic(model, x)
     left, right = (program.leaf(node) for node in program.find(DynamicLSTM))
+    assert left is not right
     assert left.weight_hh_l0_packed is right.weight_hh_l0_packed
-    assert result.summary == "2 layers int8, rounded on each call"
 
 
 def test_the_number_of_steps_may_change(x):
@@ -210,7 +204,7 @@ def test_the_number_of_steps_may_change(x):
             assert relative(program(other)[0], model(other)[0]) < 0.02
 
 
-def test_weights_take_a_quarter_and_are_saved_so(tagger, x, tmp_path):
+def test_weights_take_fewer_bytes_and_are_saved_so(tagger, x, tmp_path):
     program, _ = dynamic(tagger, x)
     plain = capture_program(tagger, (x,), {})
     assert program.weight_bytes() < 0.45 * plain.weight_bytes()  # of which many are scales here

@@ -15,22 +15,9 @@ from fxopt_onnxruntime import ONNXRuntime
 from fxopt_openvino import OpenVINO
 from fxopt_quantize import QuantizeWeights, WeightOnlyRecurrent
 from fxopt_quantize.weight_only.grouped import quantize_groups
-from tests.plugins.quantize.support import relative
+from tests.plugins.quantize.support import Tagger, relative
 
 CPU = find_target("cpu")
-
-
-class Tagger(nn.Module):
-    """A recurrent layer with a linear one behind, called on two texts in turn."""
-
-    def __init__(self, layer, width):
-        super().__init__()
-        self.layer, self.head = layer, nn.Linear(width, 6)
-
-    def forward(self, x):
-        first, state = self.layer(x)
-        second, _ = self.layer(x.flip(0), state)
-        return self.head(first + second)
 
 
 KINDS = {
