@@ -43,7 +43,11 @@ def _slowness(turns: Mapping[str, Turns]) -> list[float]:
     rounds = max(map(len, logs.values()), default=0)
     if len(logs) < 2:
         return [1.0] * rounds
-    effects, levels = dict.fromkeys(logs, 0.0), [0.0] * rounds
+    # From the rounds that all took part in: else those that only the fast ones were left for would
+    # pass for fast rounds, and the fit would not come away from there.
+    common = min(map(len, logs.values()))
+    effects = {name: statistics.median(own[:common]) for name, own in logs.items()}
+    levels = [0.0] * rounds
     for _ in range(_SWEEPS):
         levels = [_level(logs, effects, index) for index in range(rounds)]
         effects = {

@@ -45,6 +45,26 @@ def test_who_left_early_is_held_against_the_rounds_that_he_ran_in():
     assert found["a"] == pytest.approx(4.0, rel=1e-9)
 
 
+def test_many_slow_ones_that_left_early_stay_slow():
+    """Those two rounds are no slow ones: more than half of who ran in them was slow in itself."""
+    turns = {"a": timed(10.0, [1.0] * 16), "b": timed(10.5, [1.0] * 16)}
+    turns |= {f"slow {i}": timed(ms, [1.0] * 2) for i, ms in enumerate((16.0, 75.0, 170.0))}
+    found = medians(turns)
+    expected = {"a": 10.0, "b": 10.5, "slow 0": 16.0, "slow 1": 75.0, "slow 2": 170.0}
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+@given(
+    st.lists(st.floats(0.2, 5.0), min_size=12, max_size=12),
+    st.lists(st.tuples(st.floats(0.1, 100.0), st.integers(2, 12)), min_size=2, max_size=8),
+)
+def test_whoever_leaves_and_whenever_ratios_hold(speeds, candidates):
+    turns = {str(i): timed(ms, speeds[:rounds]) for i, (ms, rounds) in enumerate(candidates)}
+    found = medians(turns)
+    for i, (ms, _) in enumerate(candidates):
+        assert found[str(i)] / found["0"] == pytest.approx(ms / candidates[0][0], rel=1e-6)
+
+
 def test_one_alone_stays_as_it_is():
     assert steadied({"a": [[1.0, 2.0], [4.0, 4.0]]}) == {"a": [1.0, 2.0, 4.0, 4.0]}
     assert steadied({}) == {}
