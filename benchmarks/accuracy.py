@@ -16,14 +16,13 @@ each) and kept in --cache. Needs `apt-get install dataset-fashion-mnist espeak-n
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from quiet import quiet
 from rivals import CALIBRATED
 from tabulate import tabulate
 from tasks import TASKS, Inputs, Predict, Task
@@ -175,8 +174,7 @@ def main() -> None:
     parser.add_argument("--backends", action="store_true", help="each backend on its own, too")
     add_cache(parser)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    quiet()
     tasks = [task for name in options.models for task in TASKS[name](options.cache)]
     rows = [row for task in tasks for row in rows_of(task, options.backends)]
     print(f"torch {torch.__version__}, passes {', '.join(PASSES)}; output error against fp32")

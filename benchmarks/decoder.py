@@ -6,7 +6,8 @@ Usage:
 
 The decoder is of Llama's architecture, with random weights: 134 million parameters by default.
 All ways to run it are timed in turns, in one process. For the memory some are built once more in a
-process of its own (fxopt's is loaded from a file): what counts is how much that process grows.
+process of its own (fxopt's is loaded from a file): what counts is how much that process grows once
+it has run a small model the same way, which loads all libraries.
 Needs transformers, torchao, openvino and nncf.
 """
 
@@ -15,13 +16,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import logging
 import multiprocessing
 import os
 import sys
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from machine import describe_machine, machine_text, revision
+from quiet import quiet
 from rivals import int4, openvino, pytorch
 from rivals.base import Builder, Call, Inputs
 from tabulate import tabulate
@@ -42,7 +42,9 @@ HEADERS = ("weights", "candidate", "ms", "+-", "error", "memory MB", "of fp32's"
 PASSES = "cleanup,quantize_weights"
 TORCH_ONLY = ("eager", "inductor", "onednn")
 _REFERENCE = "eager"
-_WEIGHED = ("eager", "openvino", "torchao int4", "nncf int4, rest fp32", "fxopt")
+_WEIGHED = (
+    "eager", "openvino", "torchao int4", "nncf int4, rest fp32", "fxopt", "fxopt torch-only",
+)  # fmt: skip
 _ROUNDS, _BURST = 12, 9
 
 
@@ -53,6 +55,9 @@ class Shape:
     layers: int
     width: int
     words: int
+
+
+_SMALL = Shape(layers=2, width=256, words=1024)
 
 
 class Decoder(nn.Module):
@@ -88,7 +93,7 @@ def decoder(shape: Shape) -> tuple[Decoder, Inputs]:
     return Decoder(shape).eval(), (torch.randint(0, shape.words, (1, 1)),)
 
 
-def own(model: nn.Module, inputs: Inputs, passes: str = PASSES, **settings: object) -> Call:
+def own(model: nn.Module, inputs: Inputs, passes: str = PASSES, **settings: object) -> Fast:
     """fxopt's; the report goes to standard error."""
     fast = fxopt.optimize(model, inputs, passes=passes, progress=_log, **settings)
     print(fast.report, file=sys.stderr)
@@ -176,32 +181,57 @@ def _chosen(call: Call) -> str:
 def _memory_apart(name: str, shape: Shape, call: Call) -> float:
     """Megabytes that a candidate takes in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=spawn) as process:
-        saved = ""
+    with (
+        TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, mp_context=spawn, initializer=quiet) as process,
+    ):
+        files: tuple[Path, ...] = ()
         if isinstance(call, Fast):
-            saved = str(Path(folder) / "model")
-            fxopt.save(call.module, saved)
-        return process.submit(_memory, name, shape, saved).result()
+            runtime = call.module.report.regions[0].chosen.backend.split()[0]
+            small = own(*decoder(_SMALL), backends=[runtime])
+            files = (_saved(small, folder, "small"), _saved(call, folder, "model"))
+        return process.submit(_memory, name, shape, files).result()
+
+
+def _saved(call: Fast, folder: str, name: str) -> Path:
+    path = Path(folder) / name
+    fxopt.save(call.module, path)
+    return path
 
 
 @torch.no_grad()
-def _memory(name: str, shape: Shape, saved: str) -> float:
-    """Megabytes that this process has more once a candidate is built, or loaded, and was called."""
-    openvino.fp32(*decoder(Shape(1, 128, 256)))()  # all libraries are in memory now
+def _memory(name: str, shape: Shape, files: Sequence[Path]) -> float:
+    """Megabytes that this process has more once a candidate is built, or loaded, and was called.
+
+    Args:
+        name: Of the candidate.
+        shape: Of the decoder.
+        files: A small decoder and this one, saved; where there are none, both are built.
+    """
+    small, large = files or (None, None)
+    openvino.fp32(*decoder(_SMALL))()
+    _called(name, _SMALL, small)
     before = _resident()
-    call = _loaded(saved) if saved else CANDIDATES[name][1](*decoder(shape))
+    call = _called(name, shape, large)
+    after = _resident()
+    del call
+    return after - before
+
+
+def _called(name: str, shape: Shape, file: Path | None) -> Call:
+    call = CANDIDATES[name][1](*decoder(shape)) if file is None else _loaded(file)
     for _ in range(3):
         call()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    return _resident() - before
+    return call
 
 
-def _loaded(path: str) -> Call:
+def _loaded(path: Path) -> Call:
     return Fast(fxopt.load(path), (torch.zeros(1, 1, dtype=torch.long),))
 
 
 def _resident() -> float:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -216,8 +246,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768, help="a multiple of 128")
     parser.add_argument("--words", type=int, default=32000)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    quiet()
     shape = Shape(options.layers, options.width, options.words)
     parameters = sum(p.numel() for p in decoder(shape)[0].parameters())
     with torch.no_grad():

@@ -19,9 +19,7 @@ seconds, is a row with a remark.
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
-import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -30,6 +28,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from machine import describe_machine, letter, machine_text, revision
+from quiet import quiet
 from render import case_table, render, render_verdicts
 from rows import PRECISIONS, Results, Row, load
 from study import BUILDING, Options, far_behind, run, suited
@@ -44,7 +43,7 @@ def main() -> None:
         arguments.page.write_text(render(load(arguments.render)))
         print(f"wrote {arguments.page}")
         return
-    _quiet()
+    quiet()
     arguments.revision = revision()  # of the files that are about to run, not of later ones
     results = _opened(arguments.out)
     arguments.machine = results.place(describe_machine())
@@ -97,7 +96,7 @@ def _run_once(name: str, batch: int, options: Options) -> tuple[list[Row], str]:
     spawn = multiprocessing.get_context("spawn")
     with TemporaryDirectory() as folder:
         try:
-            with ProcessPoolExecutor(1, mp_context=spawn, initializer=_quiet) as process:
+            with ProcessPoolExecutor(1, mp_context=spawn, initializer=quiet) as process:
                 case = process.submit(_without_gradients, name, batch, options, Path(folder))
                 return case.result(), ""
         except BrokenProcessPool:
@@ -108,11 +107,6 @@ def _run_once(name: str, batch: int, options: Options) -> tuple[list[Row], str]:
 def _without_gradients(name: str, batch: int, options: Options, folder: Path) -> list[Row]:
     with torch.no_grad():
         return run(name, batch, options, folder)
-
-
-def _quiet() -> None:
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
 
 
 def _opened(path: Path | None) -> Results:

@@ -11,12 +11,11 @@ accuracy.py needs.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 
 import torch
 from accuracy import PASSES, add_cache, output_error
+from quiet import quiet
 from tabulate import tabulate
 from tasks import TASKS, Task
 from torch import nn
@@ -64,8 +63,7 @@ def main() -> None:
     parser.add_argument("--passes", default=",".join(PASSES))
     add_cache(parser)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    quiet()
     tasks = [task for name in options.models for task in TASKS[name](options.cache)]
     rows = [row_of(task, options.max_drop, options.passes) for task in tasks]
     print(f"torch {torch.__version__}, passes {options.passes}")

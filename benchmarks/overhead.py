@@ -10,14 +10,13 @@ moved through the caches, which is what the layers of a real net do. Microsecond
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from quiet import quiet
 from rivals import onnxruntime, openvino, pytorch
 from tabulate import tabulate
 from torch import nn
@@ -81,8 +80,7 @@ def _spoiler() -> Callable[[], object]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    quiet()
     with torch.no_grad():
         print(tabulate(rows(), headers=HEADERS, floatfmt=".1f", tablefmt="github"))
 

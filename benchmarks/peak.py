@@ -11,9 +11,7 @@ by torch and by whatever else is installed, in billion multiply-adds a second (G
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 import torch
 from machine import describe_machine
+from quiet import quiet
 from rivals import Call, openvino, pt2e, pytorch
 from rivals.inductor import Compiled
 from rows import OWN, PRECISIONS, Results, load
@@ -152,8 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="?", type=Path, help="a JSON file of latency.py")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    quiet()
     with torch.no_grad():
         rates = measure_peaks()
         lines = [[precision, rate["gmacs"], rate["by"]] for precision, rate in rates.items()]

@@ -11,15 +11,14 @@ NNCF on OpenVINO. Sentences are to find the ones that belong to them: see tasks/
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from accuracy import output_error
+from quiet import quiet
 from rivals import int4
 from tabulate import tabulate
 from tasks import TASKS, Predict, Task
@@ -86,8 +85,7 @@ def _rival(make: Callable[[], Predict]) -> tuple[Predict, float | None]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    quiet()
     with torch.no_grad():
         rows = [row for task in TASKS["minilm"](None) for row in rows_of(task)]
     print(tabulate(rows, headers=HEADERS, floatfmt=".4f", tablefmt="github"))

@@ -14,6 +14,7 @@ from torch import nn
 from fxopt.backends.base import Backend, Executable, Kernel, Lowering
 from fxopt.backends.cache import LIMIT, CodeCache, Key
 from fxopt.backends.fallback import find_fallbacks
+from fxopt.backends.giveback import give_back
 from fxopt.backends.pages import large_pages
 from fxopt.cost import Target
 from fxopt.ir import LeafModule, Program
@@ -138,6 +139,7 @@ class LoweredModule(LeafModule):
                     self._lowering = self._backend.lower(self._program, inputs, self._target)
                 executable = self._lowering.compile(inputs)
             self._compiled.add(key, executable)
+            give_back(self.fxopt_source)
             return executable
 
     def _reset(self) -> None:

@@ -10,29 +10,17 @@ bfloat16.
 
 from __future__ import annotations
 
-import ctypes
-import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import contextmanager
+
+from fxopt.backends.smaps import Mapping, advise, mappings
 
 _PAGE = 2 << 20
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of <linux/mman.h>; the second since Linux 6.1
 
 # What is reserved and hardly used, such as the stacks of threads, would only fill up memory.
 _LEAST_RESIDENT = 0.75
-
-_HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ *(.*)$")
-
-
-class _Region(NamedTuple):
-    """A range of addresses, and how many bytes of it are in memory."""
-
-    start: int
-    end: int
-    resident: int
 
 
 @contextmanager
@@ -44,36 +32,28 @@ def large_pages() -> Iterator[None]:
     if not sys.platform.startswith("linux"):
         yield
         return
-    before = {region.start: region for region in _anonymous()}
+    before = {mapping.start: mapping for mapping in _anonymous()}
     yield
-    for region in _anonymous():
-        known = before.get(region.start)
-        if known is None or region.end > known.end:
-            _enlarge(region)
+    for mapping in _anonymous():
+        known = before.get(mapping.start)
+        if known is None or mapping.end > known.end:
+            _enlarge(mapping)
 
 
-def _anonymous() -> list[_Region]:
+def _anonymous() -> list[Mapping]:
     """Private memory that belongs to no file, in pieces of a large page at least."""
-    try:
-        lines = Path("/proc/self/smaps").read_text().splitlines()
-    except OSError:
-        return []
-    found: list[_Region] = []
-    wanted, start, end = False, 0, 0
-    for line in lines:
-        if header := _HEADER.match(line):
-            start, end = int(header[1], 16), int(header[2], 16)
-            wanted = header[3] == "rw-p" and header[4] in ("", "[heap]") and end - start >= _PAGE
-        elif wanted and line.startswith("Rss:"):
-            found.append(_Region(start, end, int(line.split()[1]) << 10))
-    return found
+    return [
+        mapping
+        for mapping in mappings()
+        if mapping.mode == "rw-p"
+        and mapping.name in ("", "[heap]")
+        and mapping.end - mapping.start >= _PAGE
+    ]
 
 
-def _enlarge(region: _Region) -> None:
-    start, end = -(-region.start // _PAGE) * _PAGE, region.end // _PAGE * _PAGE
-    if region.resident < _LEAST_RESIDENT * (region.end - region.start) or end <= start:
+def _enlarge(mapping: Mapping) -> None:
+    start, end = -(-mapping.start // _PAGE) * _PAGE, mapping.end // _PAGE * _PAGE
+    if mapping.resident < _LEAST_RESIDENT * (mapping.end - mapping.start) or end <= start:
         return
-    with suppress(OSError, AttributeError):  # no such C library
-        madvise = ctypes.CDLL(None).madvise
-        for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
+    for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
+        advise(start, end, advice)

@@ -28,6 +28,7 @@ def translate(exported: torch.export.ExportedProgram, recurrent: Collection[str]
     Raises:
         BackendError: Some operator has no translation.
     """
+    _refuse_projections(exported)
     from fxopt_onnxruntime.attention import attention_table
     from fxopt_onnxruntime.rules import prepare, rewrite
 
@@ -47,6 +48,14 @@ def translate(exported: torch.export.ExportedProgram, recurrent: Collection[str]
             raise BackendError(f"the program has no form in ONNX: {_cause(error)}") from error
         rewrite(program.model)
     return program.model
+
+
+def _refuse_projections(exported: torch.export.ExportedProgram) -> None:
+    """Raises for an LSTM with a projection, of which torch's translation makes another layer."""
+    for node in exported.graph.find_nodes(op="call_function", target=torch.ops.aten.lstm.input):
+        weights, biased, levels, *_, both = node.args[2:8]
+        if len(weights) != (4 if biased else 2) * levels * (2 if both else 1):
+            raise BackendError("ONNX has no LSTM with a projection", hint="leave out proj_size")
 
 
 def _cause(error: BaseException) -> str:

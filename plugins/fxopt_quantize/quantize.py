@@ -142,7 +142,11 @@ class Quantize(Pass):
 
     def inapplicable(self, program: Program, context: Context) -> str | None:
         """There is nothing to do without a convolution or a linear layer."""
-        return None if _layers(program) else "there is no convolution and no linear layer"
+        if _layers(program):
+            return None
+        recurrent = any(program.find(nn.RNNBase))
+        hint = "; quantize_dynamic and quantize_weights take recurrent layers" if recurrent else ""
+        return f"there is no convolution and no linear layer{hint}"
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Calibrates, then rounds weights and activations.

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from fxopt.errors import SavingError
+from fxopt.ir.saving.paged import paged
 
 VERSION = 1
 """Of the format. A file of a newer one is refused; older ones can be read."""
@@ -69,7 +70,7 @@ def read_container(
         names = file.keys()
         # Copied: what lies in a mapped file changes with the file, and is not where kernels like
         # it, at multiples of 64 bytes: they compute more slowly there, and round otherwise.
-        tensors = {name: file.get_tensor(name).clone() for name in names}
+        tensors = {name: paged(file.get_tensor(name)) for name in names}
     return document, tensors
 
 

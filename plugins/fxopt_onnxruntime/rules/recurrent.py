@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fxopt_onnxruntime.graph import Array, Rewriter, array_of
+from fxopt_onnxruntime.graph import Array, Rewriter, array_of, operand, producer_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,6 +16,8 @@ _MARK = ".int8"
 _LARGEST = 127
 _WITH_AXES = 4  # inputs of a Slice whose steps are the usual ones
 _MICROSOFT = "com.microsoft"
+_STATES = (5, 6)  # inputs that the layer begins with
+_ONLY_MOVE = ("Expand", "Slice", "Reshape", "Unsqueeze", "Squeeze", "Transpose")
 _GIVEN = 8  # inputs that LSTM and DynamicQuantizeLSTM have in common, those at 1 and 2 in integers
 
 
@@ -30,6 +32,22 @@ def mark_recurrent(rewriter: Rewriter, layers: Collection[str]) -> None:
         sources = {name.rpartition(".")[0] for name in _constants(node.inputs[1])}
         if sources & set(layers):
             node.name = f"{node.name}{_MARK}"
+
+
+def drop_zero_states(rewriter: Rewriter) -> None:
+    """Leaves out initial states of zeros, whose sizes would be computed on each call."""
+    for node in rewriter.nodes("LSTM", "GRU", "RNN"):
+        for index in _STATES:
+            if _is_zero(operand(node, index)):
+                node.replace_input_with(index, None)
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    array = array_of(value)
+    if array is not None:
+        return not array.any()
+    node = producer_of(value, *_ONLY_MOVE)
+    return node is not None and _is_zero(node.inputs[0])
 
 
 def lower_recurrent(rewriter: Rewriter) -> None:

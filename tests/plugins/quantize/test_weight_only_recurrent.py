@@ -87,7 +87,7 @@ def test_every_backend_computes_them(kind, backend):
     x = torch.randn(2, 5, 24)
     program, _ = few_bits(made(kind), x, group=8)
     if kind == "lstm, projected" and isinstance(backend, ONNXRuntime):
-        with pytest.raises(BackendError, match="cannot run"):
+        with pytest.raises(BackendError, match="projection"):
             backend.lower(program, (x,), CPU).compile((x,))
         return
     code = backend.lower(program, (x,), CPU).compile((x,))
