@@ -12,6 +12,7 @@ from fxopt.backends import (
     Lowering,
     Tensors,
     export_program,
+    give_back,
     keep_files,
 )
 from fxopt.cost import Target
@@ -25,6 +26,7 @@ from fxopt.ir import (
     ScaledDotProductAttention,
     is_aten,
     is_random,
+    paged,
 )
 from fxopt.passes import Calibration, Context, Exact, Lossy, Milder, Pass, PassInfo
 from fxopt.training import Trained, Trainer
@@ -57,8 +59,10 @@ __all__ = [
     "Trained",
     "Trainer",
     "export_program",
+    "give_back",
     "hookimpl",
     "is_aten",
     "is_random",
     "keep_files",
+    "paged",
 ]

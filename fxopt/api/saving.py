@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fxopt.cost import find_target
-from fxopt.emit import OptimizedModule, emit
+from fxopt.emit import OptimizedModule, emit, public_name
 from fxopt.errors import SavingError
 from fxopt.ir import Program
 from fxopt.ir.saving import load_beside, load_program, save_program
@@ -78,7 +78,9 @@ def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
 def _with_weights_of(module: OptimizedModule, program: Program) -> Program:
     """The program with the weights that the module has now: it may have been trained."""
     program = program.clone()
-    unknown = program.module.load_state_dict(module.state_dict(), strict=False).unexpected_keys
+    names = {public_name(name): name for name in program.module.state_dict()}
+    weights = {names.get(name, name): weight for name, weight in module.state_dict().items()}
+    unknown = program.module.load_state_dict(weights, strict=False).unexpected_keys
     if unknown:  # what the graph does not use may be missing, but nothing may be lost
         raise SavingError(f"this model has weights that its program has not: {', '.join(unknown)}")
     return program
@@ -88,7 +90,8 @@ def load(path: str | os.PathLike[str], *, lowered: bool = True) -> OptimizedModu
     """Reads a model that :func:`save` wrote. The class of the original is not needed.
 
     Its regions run on the backends that were found to be the fastest where it was optimized, and
-    are compiled on the first call.
+    are compiled on the first call. Weights that compiled code has packed for itself then leave
+    memory: meanwhile they lie in files without a name in the folder for temporary files.
 
     Args:
         path: The file.
@@ -101,7 +104,8 @@ def load(path: str | os.PathLike[str], *, lowered: bool = True) -> OptimizedModu
     """
     registry, target = default_registry(), find_target("cpu")
     packages = {plugin.origin.module.partition(".")[0] for plugin in registry.plugins}
-    program, beside = load_program(path, packages=packages), load_beside(path)
+    program = load_program(path, packages=packages, pageable=lowered)
+    beside = load_beside(path)
     with _explained(path):
         names = tuple(str(name) for name in beside["names"])
         report = report_from_json(json.dumps(beside["report"]))

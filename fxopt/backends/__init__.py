@@ -2,6 +2,7 @@
 
 from fxopt.backends.base import Backend, BackendInfo, Executable, Kernel, Lowering, Tensors
 from fxopt.backends.export import export_program
+from fxopt.backends.giveback import give_back
 from fxopt.backends.module import LoweredModule
 from fxopt.backends.region import Region, cut_region, splice, whole_region
 from fxopt.backends.scratch import keep_files
@@ -17,6 +18,7 @@ __all__ = [
     "Tensors",
     "cut_region",
     "export_program",
+    "give_back",
     "keep_files",
     "splice",
     "whole_region",

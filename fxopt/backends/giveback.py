@@ -7,25 +7,25 @@ do, the system can read them from there again, so their memory is given back.
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Iterable
 
-from torch import nn
+import torch
 
 from fxopt.backends.smaps import advise, mappings
 
 _MADV_DONTNEED = 4  # of <linux/mman.h>
 
 
-def give_back(module: nn.Module) -> None:
-    """Gives the memory of weights that lie unchanged in files back to the system.
+def give_back(tensors: Iterable[torch.Tensor]) -> None:
+    """Gives the memory of tensors that lie unchanged in files back to the system.
 
-    What reads them later finds them as they were. Weights that lie elsewhere, or of which anything
-    was written to since they were loaded, stay.
+    What reads them later finds them as they were. Tensors that lie elsewhere, or of which anything
+    was written to since they were made, stay.
 
     Args:
-        module: Whose parameters and buffers are not needed for some time.
+        tensors: Such as ``paged`` makes, which are not needed for some time, and which nothing
+            writes to meanwhile.
     """
-    tensors = chain(module.parameters(), module.buffers())
     starts = {t.untyped_storage().data_ptr() for t in tensors if t.device.type == "cpu"}
     for mapping in mappings():
         held = any(mapping.start <= start < mapping.end for start in starts)

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,7 +140,7 @@ class LoweredModule(LeafModule):
                     self._lowering = self._backend.lower(self._program, inputs, self._target)
                 executable = self._lowering.compile(inputs)
             self._compiled.add(key, executable)
-            give_back(self.fxopt_source)
+            give_back(chain(self.fxopt_source.parameters(), self.fxopt_source.buffers()))
             return executable
 
     def _reset(self) -> None:

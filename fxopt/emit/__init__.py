@@ -1,5 +1,21 @@
 """Emission: a program as the module that the user gets."""
 
-from fxopt.emit.optimized import REGION, OptimizedModule, emit, emit_python, guarded, unshare
+from fxopt.emit.optimized import (
+    REGION,
+    OptimizedModule,
+    emit,
+    emit_python,
+    guarded,
+    public_name,
+    unshare,
+)
 
-__all__ = ["REGION", "OptimizedModule", "emit", "emit_python", "guarded", "unshare"]
+__all__ = [
+    "REGION",
+    "OptimizedModule",
+    "emit",
+    "emit_python",
+    "guarded",
+    "public_name",
+    "unshare",
+]

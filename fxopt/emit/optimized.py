@@ -68,7 +68,7 @@ class OptimizedModule(fx.GraphModule):
         for key in list(state):
             value = state.pop(key)
             own = key.startswith(prefix)
-            state[prefix + _public(key.removeprefix(prefix)) if own else key] = value
+            state[prefix + public_name(key.removeprefix(prefix)) if own else key] = value
         return state
 
     def _load_from_state_dict(
@@ -77,8 +77,8 @@ class OptimizedModule(fx.GraphModule):
         # Untouched weights are shared with the user's model, which loading must not change.
         unshare(self)
         for key in super().state_dict():
-            if prefix + _public(key) in state_dict:
-                state_dict[prefix + key] = state_dict.pop(prefix + _public(key))
+            if prefix + public_name(key) in state_dict:
+                state_dict[prefix + key] = state_dict.pop(prefix + public_name(key))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -157,5 +157,6 @@ def unshare(module: nn.Module) -> None:
             child._buffers[name] = copy.deepcopy(buffer, memo)
 
 
-def _public(key: str) -> str:
+def public_name(key: str) -> str:
+    """The user's own name of a weight, wherever it lives in a graph."""
     return ".".join(part for part in key.split(".") if not part.startswith(_OURS))

@@ -11,6 +11,7 @@ from fxopt.ir.leaf import (
     tensor_bytes,
 )
 from fxopt.ir.ops import is_aten, is_functional, is_random, is_size_arithmetic
+from fxopt.ir.paged import paged
 from fxopt.ir.program import Program
 from fxopt.ir.result import PassResult
 from fxopt.ir.signature import Signature
@@ -32,6 +33,7 @@ __all__ = [
     "is_size_arithmetic",
     "is_training_only",
     "mark_training_only",
+    "paged",
     "tensor_bytes",
     "verify_program",
 ]

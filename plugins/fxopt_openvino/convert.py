@@ -49,6 +49,7 @@ class OpenVINOLowering(Lowering):
     def __init__(self, program: Program, inputs: Tensors, settings: Settings) -> None:
         self._program = program
         self._settings = settings
+        self._memory: list[torch.Tensor] = []  # of constants, beside what the models hold
         self._any_batch = self._convert_for_any_batch(inputs)
         self._fixed = None if self._any_batch else (_shapes(inputs), self._convert(inputs))
 
@@ -66,10 +67,14 @@ class OpenVINOLowering(Lowering):
     def _compile(self, inputs: Tensors, settings: Settings) -> OpenVINOExecutable:
         if self._any_batch is not None:
             try:
-                return _executable(_reshaped(self._any_batch, inputs), settings)
+                return self._executable(_reshaped(self._any_batch, inputs), settings)
             except Exception:  # noqa: BLE001 - whatever the runtime raises, the other way is left
                 self._any_batch = None
-        return _executable(self._model_for(inputs), settings)
+        return self._executable(self._model_for(inputs), settings)
+
+    def _executable(self, model: openvino.Model, settings: Settings) -> OpenVINOExecutable:
+        kind = DividedExecutable if settings.streams > 1 else OpenVINOExecutable
+        return kind(model, settings, self._memory)
 
     def _model_for(self, inputs: Tensors) -> openvino.Model:
         """A model of these sizes; the one that was made at first is not kept any longer."""
@@ -91,31 +96,25 @@ class OpenVINOLowering(Lowering):
             return None
 
     def _translate_any_batch(self, inputs: Tensors) -> openvino.Model:
-        return _translate(export_program(with_sequences(self._program), inputs, dynamic=True))
+        return self._translate(export_program(with_sequences(self._program), inputs, dynamic=True))
 
     def _convert(self, inputs: Tensors) -> openvino.Model:
         exported = export_program(with_sequences(self._program), inputs)
-        return _reshaped(_translate(exported), inputs)
+        return _reshaped(self._translate(exported), inputs)
 
+    def _translate(self, exported: torch.export.ExportedProgram) -> openvino.Model:
+        import openvino
 
-def _executable(model: openvino.Model, settings: Settings) -> OpenVINOExecutable:
-    kind = DividedExecutable if settings.streams > 1 else OpenVINOExecutable
-    return kind(model, settings)
-
-
-def _translate(exported: torch.export.ExportedProgram) -> openvino.Model:
-    import openvino
-
-    try:
-        model = openvino.convert_model(exported, extension=extensions())
-        narrow(model)
-        leave_rounding(model)
-        return model
-    except Exception as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise BackendError(
-            f"OpenVINO cannot convert the program: {' '.join(first)[:500]}"
-        ) from error
+        try:
+            model = openvino.convert_model(exported, extension=extensions())
+            self._memory += narrow(model)
+            leave_rounding(model)
+            return model
+        except Exception as error:
+            first = str(error).strip().splitlines() or [type(error).__name__]
+            raise BackendError(
+                f"OpenVINO cannot convert the program: {' '.join(first)[:500]}"
+            ) from error
 
 
 def _save(model: openvino.Model, folder: Path) -> None:

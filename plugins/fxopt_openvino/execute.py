@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fxopt.plugin import BackendError, Executable, Kernel, Tensors
+from fxopt.plugin import BackendError, Executable, Kernel, Tensors, give_back
 from fxopt_openvino.kernels import HEAVY, find_kernels
 from fxopt_openvino.relayed import find_relayed
 from fxopt_openvino.request import BoundRequest
@@ -32,13 +32,17 @@ class OpenVINOExecutable(Executable):
     Args:
         model: A model all of whose shapes are known.
         settings: How it is to run.
+        memory: What constants of the model lie in. Most of it the runtime packs anew, so it is
+            given back.
 
     Raises:
         BackendError: OpenVINO cannot compile it.
     """
 
-    def __init__(self, model: openvino.Model, settings: Settings) -> None:
+    def __init__(self, model: openvino.Model, settings: Settings, memory: Tensors = ()) -> None:
+        self._memory = list(memory)  # which nobody else may keep alive
         self._compiled = _compile(model, settings)
+        give_back(self._memory)
         self._rounds = settings.rounded_group > 0
         self._outputs = [
             (tuple(output.shape), to_torch_dtype(output.element_type))
@@ -94,13 +98,14 @@ class DividedExecutable(OpenVINOExecutable):
     Args:
         model: For one part.
         settings: How it is to run; there are as many parts as streams.
+        memory: What constants of the model lie in.
 
     Raises:
         BackendError: OpenVINO cannot compile it.
     """
 
-    def __init__(self, model: openvino.Model, settings: Settings) -> None:
-        super().__init__(model, settings)
+    def __init__(self, model: openvino.Model, settings: Settings, memory: Tensors = ()) -> None:
+        super().__init__(model, settings, memory)
         self._streams = settings.streams
         self._outputs = [((self._streams * s[0], *s[1:]), dtype) for s, dtype in self._outputs]
 

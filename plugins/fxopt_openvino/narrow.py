@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+
+from fxopt.plugin import paged
 
 if TYPE_CHECKING:
     import openvino
@@ -12,19 +15,24 @@ if TYPE_CHECKING:
 _LEVELS = 16
 
 
-def narrow(model: openvino.Model) -> None:
+def narrow(model: openvino.Model) -> list[torch.Tensor]:
     """Turns constants of bytes below 16 that are only converted to float into four-bit ones.
-
-    The runtime multiplies with such weights as they lie in memory.
 
     Args:
         model: It is changed.
+
+    Returns:
+        The memory that the constants lie in, two values a byte, the first one in the lower half.
+        It must live as long as the model, and may be given back.
     """
+    memory: list[torch.Tensor] = []
     for operation in model.get_ops():
         if _is_narrow(operation):
-            narrowed = _four_bits(operation.data).output(0)
+            memory.append(_packed(operation.data))
+            narrowed = _four_bits(memory[-1], list(operation.data.shape)).output(0)
             for taker in operation.output(0).get_target_inputs():
                 taker.replace_source_output(narrowed)
+    return memory
 
 
 def _is_narrow(operation: openvino.Node) -> bool:
@@ -40,12 +48,14 @@ def _is_narrow(operation: openvino.Node) -> bool:
     return bool(converted and data.size and data.size % 2 == 0 and data.max() < _LEVELS)
 
 
-def _four_bits(values: np.ndarray) -> openvino.Node:
-    """A constant with two values a byte, the first one in the lower half."""
+def _packed(values: np.ndarray) -> torch.Tensor:
+    flat = values.reshape(-1)
+    return paged(torch.from_numpy(flat[0::2] | (flat[1::2] << 4)))
+
+
+def _four_bits(memory: torch.Tensor, shape: list[int]) -> openvino.Node:
     import openvino
     from openvino import op
 
-    flat = values.reshape(-1)
-    tensor = openvino.Tensor(openvino.Type.u4, openvino.Shape(list(values.shape)))
-    tensor.data.reshape(-1).view(np.uint8)[:] = flat[0::2] | (flat[1::2] << 4)
-    return op.Constant(tensor)
+    tensor = openvino.Tensor(memory.numpy(), openvino.Shape(shape), openvino.Type.u4)
+    return op.Constant(tensor, shared_memory=True)

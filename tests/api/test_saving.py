@@ -121,6 +121,15 @@ def test_weights_are_saved_as_they_are_now(on_openvino, tmp_path):
     assert float(on_openvino.state_dict()["scale"]) == 1.5
 
 
+def test_a_model_that_is_one_layer_can_be_saved(tmp_path):
+    model, x = nn.Linear(8, 5).eval(), torch.randn(2, 8)
+    fast = fxopt.optimize(model, (x,), backends=["eager"])
+    fxopt.save(fast, tmp_path / "model")
+    loaded = fxopt.load(tmp_path / "model")
+    assert list(loaded.state_dict()) == ["weight", "bias"]
+    torch.testing.assert_close(loaded(x), model(x))
+
+
 def test_what_was_loaded_can_be_saved_again(on_openvino, tmp_path):
     fxopt.save(on_openvino, tmp_path / "one.fxopt")
     fxopt.save(fxopt.load(tmp_path / "one.fxopt"), tmp_path / "two.fxopt")

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+import fxopt
 from fxopt.backends import Backend, BackendInfo, Executable, LoweredModule, Lowering
 from fxopt.backends.giveback import give_back
 from fxopt.backends.smaps import mappings
 from fxopt.cost import find_target
 from fxopt.frontend import capture_program
+from fxopt.ir import paged
 from fxopt.ir.saving import load_program, save_program
-from fxopt.ir.saving.paged import paged
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells of it")
 
@@ -62,7 +63,7 @@ def test_what_is_given_back_is_read_again(dtype):
     module.register_buffer("weight", paged(values))
     assert torch.equal(module.weight, values)
     assert mapping_of(module.weight).resident >= values.nbytes
-    give_back(module)
+    give_back([module.weight])
     assert mapping_of(module.weight).resident == 0
     assert torch.equal(module.weight, values)
     assert module.weight.dtype == dtype
@@ -72,7 +73,7 @@ def test_what_was_written_to_stays():
     module = Holder(paged(torch.ones(SIDE, SIDE)))
     with torch.no_grad():
         module.weight[3, 5] = 7.0
-    give_back(module)
+    give_back([module.weight])
     assert mapping_of(module.weight).resident > 0
     assert module.weight[3, 5] == 7.0
     assert module.weight.sum() == SIDE * SIDE + 6
@@ -81,7 +82,7 @@ def test_what_was_written_to_stays():
 def test_other_memory_stays():
     module = Holder(torch.ones(SIDE, SIDE))
     before = mapping_of(module.weight).resident
-    give_back(module)
+    give_back([module.weight])
     assert mapping_of(module.weight).resident >= min(before, module.weight.nbytes)
 
 
@@ -101,11 +102,21 @@ def test_without_room_for_a_file_it_is_a_copy_in_memory(monkeypatch, tmp_path):
     assert not mapping_of(copy).is_file
 
 
+def test_what_is_loaded_to_be_compiled_can_be_given_back(tmp_path):
+    model, x = nn.Linear(SIDE, SIDE).eval(), torch.randn(2, SIDE)
+    fxopt.save(fxopt.optimize(model, (x,), backends=["eager"]), tmp_path / "model")
+    for lowered in (True, False):
+        loaded = fxopt.load(tmp_path / "model", lowered=lowered)
+        weight = max(loaded.parameters(), key=torch.Tensor.numel)
+        assert mapping_of(weight).is_file == lowered
+        torch.testing.assert_close(loaded(x), model(x))
+
+
 def test_a_program_leaves_memory_once_it_is_lowered(tmp_path):
     x = torch.randn(2, SIDE, generator=torch.Generator().manual_seed(0))
     captured = capture_program(nn.Linear(SIDE, SIDE), (x,), {})
     save_program(captured, tmp_path / "program")
-    program = load_program(tmp_path / "program")
+    program = load_program(tmp_path / "program", pageable=True)
     weight = max(program.module.parameters(), key=torch.Tensor.numel)
     lowered = LoweredModule(program, Copying(), find_target("cpu"))
     (expected,) = lowered(x)

@@ -139,6 +139,23 @@ def test_values_stay_in_bfloat16_while_they_only_move():
         assert relative(module(x)[0], program(x)[0]) < 0.01
 
 
+def test_what_follows_convolutions_stays_in_bfloat16():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    program = capture_program(Net().eval(), (x,), {})
+    module = rewrite(flat_module(program, (x,)), Form(compiled=True, bf16=True))
+    casts = module.graph.find_nodes(
+        op="call_function", target=torch.ops.aten._to_copy.default, sort=False
+    )
+    values = [node for node in casts if node.args[0].op != "get_attr"]
+    assert [(node.args[0].op, node.kwargs["dtype"]) for node in values] == [
+        ("placeholder", torch.bfloat16),
+        ("call_function", torch.float32),  # what the user sees
+    ]
+    with torch.no_grad():
+        assert relative(module(x)[0], program(x)[0]) < 0.02
+
+
 @needs_int8
 def test_what_is_not_int8_runs_in_bfloat16():
     x = torch.randn(2, 6, 32)

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from fxopt.errors import SavingError
-from fxopt.ir.saving.paged import paged
+from fxopt.ir.paged import paged
 
 VERSION = 1
 """Of the format. A file of a newer one is refused; older ones can be read."""
@@ -58,9 +58,14 @@ def write_container(
 
 
 def read_container(
-    path: str | os.PathLike[str], kind: str
+    path: str | os.PathLike[str], kind: str, *, pageable: bool = False
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The document and the tensors of a file.
+
+    Args:
+        path: The file.
+        kind: What it should be.
+        pageable: Whether the memory of large tensors should be such as the system can take back.
 
     Raises:
         SavingError: It cannot be read, is not of this kind, is damaged, or of a newer version.
@@ -70,7 +75,8 @@ def read_container(
         names = file.keys()
         # Copied: what lies in a mapped file changes with the file, and is not where kernels like
         # it, at multiples of 64 bytes: they compute more slowly there, and round otherwise.
-        tensors = {name: paged(file.get_tensor(name)) for name in names}
+        copied = paged if pageable else torch.clone
+        tensors = {name: copied(file.get_tensor(name)) for name in names}
     return document, tensors
 
 

@@ -24,7 +24,9 @@ from fxopt.ir.shapes import infer
 from fxopt.ir.signature import Signature
 
 
-def load_program(path: str | os.PathLike[str], *, packages: Collection[str] = ()) -> Program:
+def load_program(
+    path: str | os.PathLike[str], *, packages: Collection[str] = (), pageable: bool = False
+) -> Program:
     """Reads a program that :func:`save_program` wrote.
 
     Values of nodes are inferred anew, so they are right whatever the file says. Functions come
@@ -34,12 +36,14 @@ def load_program(path: str | os.PathLike[str], *, packages: Collection[str] = ()
         path: The file.
         packages: Top-level packages, besides torch and fxopt, that the file may name to import
             classes of leaves from, or operators of the same name; such as those of plugins.
+        pageable: Whether large weights should lie in files of their own, without a name, so that
+            their memory can be given back while nothing reads them; it takes as much disk space.
 
     Raises:
         SavingError: The file cannot be read, is damaged, is none of these, is of a newer version,
             or needs something that is not here or not in ``packages``.
     """
-    document, stored = read_container(path, KIND)
+    document, stored = read_container(path, KIND, pageable=pageable)
     with _explained(path):
         program = _build(document, stored, packages)
         program.verify()

@@ -35,6 +35,27 @@ KINDS: dict[Any, str] = {
 }
 """What can be computed in bfloat16 as well."""
 
+# What is computed in bfloat16 where all that it takes is: then it can be fused with the convolution
+# or product before it, and a sum that several take is not stored in float32 as well.
+_FOLLOWING = {
+    aten.add.Tensor,
+    aten.mul.Tensor,
+    aten.relu.default,
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.clamp.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.sigmoid.default,
+    aten.silu.default,
+    aten.gelu.default,
+    aten.leaky_relu.default,
+    aten.elu.default,
+    aten.tanh.default,
+    aten.mean.dim,
+    aten.adaptive_avg_pool2d.default,
+}
+
 # Products of two activations.
 _PRODUCTS = {
     aten.scaled_dot_product_attention.default,
@@ -72,6 +93,13 @@ def takes_bf16(node: fx.Node) -> bool:
     value: Any = node.meta.get("val")
     first = value[0] if isinstance(value, (tuple, list)) else value
     return bool(first.dtype is torch.float32)
+
+
+def follows_in_bf16(node: fx.Node) -> bool:
+    """Whether a light operation is computed in bfloat16 where all that it takes is."""
+    value: Any = node.meta.get("val")
+    floats = isinstance(value, torch.Tensor) and value.dtype is torch.float32
+    return node.target in _FOLLOWING and floats
 
 
 def only_for_products(node: fx.Node) -> bool:

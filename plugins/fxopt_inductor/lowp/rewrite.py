@@ -11,7 +11,12 @@ from torch import fx
 from fxopt.plugin import Kernel
 from fxopt_inductor.lowp.form import Form
 from fxopt_inductor.lowp.grid import AnyGrid, ChannelGrid, Grid, grid_of
-from fxopt_inductor.lowp.heavy import kernel_of, only_for_products, takes_bf16
+from fxopt_inductor.lowp.heavy import (
+    follows_in_bf16,
+    kernel_of,
+    only_for_products,
+    takes_bf16,
+)
 from fxopt_inductor.lowp.layers import QuantLayer, quant_layer
 from fxopt_inductor.lowp.moves import moved, on_codes, works_on_codes
 from fxopt_inductor.lowp.operations import Addend, Layer, Result
@@ -177,7 +182,7 @@ class _Rewriter:
             moved_codes = self._move(node, dict(zip(sources, codes, strict=True)))
             on_codes(moved_codes, grid.zero_point, self._form.compiled)
             self._values[node] = Value(codes=moved_codes, grid=grid)
-        elif all(value.low is not None and value.full is None for value in values):
+        elif all(value.is_low for value in values):
             low = self._move(node, {s: v.low for s, v in zip(sources, values, strict=True)})
             self._values[node] = Value(low=low)
         else:
@@ -192,13 +197,17 @@ class _Rewriter:
     # -- all the rest
 
     def _compute(self, node: fx.Node) -> None:
-        low = self._form.bf16 and takes_bf16(node)
+        low = self._form.bf16 and (takes_bf16(node) or self._follows(node))
         form = self._low if low else self._full
         copy = self._writer.copy(node, {arg: form(arg) for arg in node.all_input_nodes})
         kernel = kernel_of(node, low)
         if kernel is not None:
             copy.meta[KERNEL] = kernel
         self._values[node] = Value(low=copy) if low else Value(full=copy)
+
+    def _follows(self, node: fx.Node) -> bool:
+        given = [self._values[arg] for arg in node.all_input_nodes]
+        return follows_in_bf16(node) and bool(given) and all(value.is_low for value in given)
 
     def _low(self, node: fx.Node) -> fx.Node:
         value = node.meta.get("val")

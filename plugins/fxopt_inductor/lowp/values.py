@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -22,12 +22,17 @@ class Value:
         low: In bfloat16.
         codes: As uint8 on ``grid``.
         grid: What the codes mean, and what the values lie on in any form.
+        is_low: Whether it was computed in bfloat16, so that there is no more to it.
     """
 
     full: fx.Node | None = None
     low: fx.Node | None = None
     codes: fx.Node | None = None
     grid: AnyGrid | None = None
+    is_low: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_low = self.low is not None and self.full is None
 
     def as_full(self, writer: Writer) -> fx.Node:
         """In the dtype of the old graph."""
