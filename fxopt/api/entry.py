@@ -71,8 +71,9 @@ def optimize(
         calibration: Any iterable of batches, each a tensor, a tuple of positional or a dict of
             keyword inputs, without labels.
         evaluate: Takes a module and returns a score, higher is better.
-        max_drop: How much lower than the original's the score may be, in the score's units.
-        max_drift: How large the relative output error against the original may be.
+        max_drop: How much lower than the original's the score may be, in the score's units. Where
+            it is more than zero, what the passes leave in float may be computed in bfloat16.
+        max_drift: How large the relative output error against the original may be; likewise.
         training: Data and how to train on them, for passes that train: ``quantize{training=lsq}``.
             Checkpoints go to ``workdir``.
         backends: Names of the backends that may be tried; by default all that are installed.

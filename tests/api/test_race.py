@@ -165,6 +165,21 @@ def test_a_drift_that_is_allowed_lets_less_precise_variants_race(model, x, plugi
         assert (fast(x) - model(x)).norm() <= limit * model(x).norm()
 
 
+@pytest.mark.parametrize("limit", [0.02, 0.001, 0.0])
+def test_a_drop_that_is_allowed_lets_them_race_too_and_is_kept(model, x, plugins, limit):
+    def score(module):
+        with torch.no_grad():
+            return 1 - float((module(x) - model(x)).norm() / model(x).norm())
+
+    plugins(backends=[Coarse])
+    fast = fxopt.optimize(model, (x,), backends=["coarse"], evaluate=score, max_drop=limit)
+    tried = {(c.backend, c.version): c for c in fast.report.regions[0].candidates}
+    assert (("coarse", "reduced") in tried) == (limit > 0)
+    assert score(fast) >= 1 - limit - 1e-6
+    if 0 < limit < 0.01 and (reason := tried["coarse", "reduced"].reason):
+        assert "the score drops" in reason
+
+
 def test_without_a_drift_only_exact_variants_race(model, x, plugins):
     plugins(backends=[Coarse])
     fast = fxopt.optimize(model, (x,), backends=["coarse"])
