@@ -18,6 +18,9 @@ from fxopt.cost import find_target
 from fxopt.frontend import capture_program
 from fxopt.ir import paged
 from fxopt.ir.saving import load_program, save_program
+from fxopt.passes import Context
+from fxopt_openvino import OpenVINO
+from fxopt_quantize import QuantizeWeights
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells of it")
 
@@ -129,3 +132,18 @@ def test_a_program_leaves_memory_once_it_is_lowered(tmp_path):
         lowered.eval()
         assert not torch.allclose(lowered(x)[0], expected)
     assert mapping_of(weight).anonymous > 0
+
+
+def test_four_bit_constants_of_openvino_leave_memory_too():
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    x = torch.randn(1, SIDE)
+    program = capture_program(nn.Linear(SIDE, SIDE), (x,), {}).clone()
+    target = find_target("cpu")
+    assert QuantizeWeights(bits=4).run(program, Context(target)).changed
+    code = OpenVINO().lower(program, (x,), target).compile((x,))
+    packed = max(code._memory, key=torch.Tensor.numel)  # the others are zero points
+    assert packed.nbytes == SIDE * SIDE // 2
+    assert mapping_of(packed).resident == 0
+    with torch.no_grad():
+        torch.testing.assert_close(code(x)[0], program(x)[0], rtol=1e-4, atol=1e-4)

@@ -156,6 +156,25 @@ def test_what_follows_convolutions_stays_in_bfloat16():
         assert relative(module(x)[0], program(x)[0]) < 0.02
 
 
+class MeanInFloat32(nn.Module):
+    """One that asks for a dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 16, 3), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean((2, 3), dtype=torch.float32))
+
+
+def test_a_dtype_that_was_asked_for_is_not_taken_for_bfloat16():
+    x = torch.randn(2, 3, 8, 8)
+    program = capture_program(MeanInFloat32().eval(), (x,), {})
+    module = rewrite(flat_module(program, (x,)), Form(compiled=True, bf16=True))
+    with torch.no_grad():
+        assert relative(module(x)[0], program(x)[0]) < 0.02
+
+
 @needs_int8
 def test_what_is_not_int8_runs_in_bfloat16():
     x = torch.randn(2, 6, 32)

@@ -99,7 +99,7 @@ def follows_in_bf16(node: fx.Node) -> bool:
     """Whether a light operation is computed in bfloat16 where all that it takes is."""
     value: Any = node.meta.get("val")
     floats = isinstance(value, torch.Tensor) and value.dtype is torch.float32
-    return node.target in _FOLLOWING and floats
+    return node.target in _FOLLOWING and floats and node.kwargs.get("dtype") is None
 
 
 def only_for_products(node: fx.Node) -> bool:

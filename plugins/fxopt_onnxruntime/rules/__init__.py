@@ -21,8 +21,12 @@ from fxopt_onnxruntime.rules.linear import lower_linear_layers
 from fxopt_onnxruntime.rules.moves import round_after_moves
 from fxopt_onnxruntime.rules.patches import lower_patch_convolutions
 from fxopt_onnxruntime.rules.pooling import pool_globally
-from fxopt_onnxruntime.rules.recurrent import drop_zero_states, lower_recurrent, mark_recurrent
-from fxopt_onnxruntime.rules.shapes import merge_by_constants
+from fxopt_onnxruntime.rules.recurrent import (
+    drop_zero_states,
+    lower_recurrent,
+    mark_recurrent,
+    merge_directions,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,7 +41,7 @@ _RULES = (
     lower_linear_layers,
     lower_convolutions,
     drop_zero_states,
-    merge_by_constants,
+    merge_directions,
     lower_recurrent,
     settle_weights,
     round_after_moves,  # again, for what the rules before have added

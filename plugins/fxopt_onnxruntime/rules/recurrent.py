@@ -16,8 +16,10 @@ _MARK = ".int8"
 _LARGEST = 127
 _WITH_AXES = 4  # inputs of a Slice whose steps are the usual ones
 _MICROSOFT = "com.microsoft"
+_LAYERS = ("LSTM", "GRU", "RNN")
 _STATES = (5, 6)  # inputs that the layer begins with
 _ONLY_MOVE = ("Expand", "Slice", "Reshape", "Unsqueeze", "Squeeze", "Transpose")
+_MERGED_RANK = 3  # steps, batch, and the features of all directions
 _GIVEN = 8  # inputs that LSTM and DynamicQuantizeLSTM have in common, those at 1 and 2 in integers
 
 
@@ -36,7 +38,7 @@ def mark_recurrent(rewriter: Rewriter, layers: Collection[str]) -> None:
 
 def drop_zero_states(rewriter: Rewriter) -> None:
     """Leaves out initial states of zeros, whose sizes would be computed on each call."""
-    for node in rewriter.nodes("LSTM", "GRU", "RNN"):
+    for node in rewriter.nodes(*_LAYERS):
         for index in _STATES:
             if _is_zero(operand(node, index)):
                 node.replace_input_with(index, None)
@@ -48,6 +50,35 @@ def _is_zero(value: ir.Value | None) -> bool:
         return not array.any()
     node = producer_of(value, *_ONLY_MOVE)
     return node is not None and _is_zero(node.inputs[0])
+
+
+def merge_directions(rewriter: Rewriter) -> None:
+    """Merges directions and features by a constant shape.
+
+    Torch's translation reads the sizes that stay, steps and batch, from the tensor itself on each
+    call; a 0 says the same.
+    """
+    for node in rewriter.nodes("Reshape"):
+        turned = producer_of(node.inputs[0], "Transpose")
+        layer = None if turned is None else producer_of(turned.inputs[0], *_LAYERS)
+        shape = producer_of(node.inputs[1], "Concat")
+        if layer is None or shape is None or len(shape.inputs) != _MERGED_RANK:
+            continue
+        if all(_is_size(shape.inputs[i], node.inputs[0], i) for i in range(_MERGED_RANK - 1)):
+            node.replace_input_with(1, rewriter.constant(np.array([0, 0, -1], np.int64)))
+
+
+def _is_size(value: ir.Value | None, of: ir.Value | None, dimension: int) -> bool:
+    """Whether a value is the size of one dimension of a tensor."""
+    part = producer_of(value, "Slice")
+    sizes = None if part is None else producer_of(part.inputs[0], "Shape")
+    if part is None or sizes is None or sizes.inputs[0] is not of:
+        return False
+    edges = [array_of(edge) for edge in part.inputs[1:3]]
+    return all(
+        edge is not None and edge.tolist() == [wanted]
+        for edge, wanted in zip(edges, (dimension, dimension + 1), strict=True)
+    )
 
 
 def lower_recurrent(rewriter: Rewriter) -> None:
