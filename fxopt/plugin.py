@@ -3,7 +3,7 @@
 A first-party plugin imports this module, torch and itself, and nothing else of fxopt.
 """
 
-from fxopt.analysis import Analysis, Fact
+from fxopt.analysis import Analysis, Fact, windows
 from fxopt.backends import (
     Backend,
     BackendInfo,
@@ -65,4 +65,5 @@ __all__ = [
     "is_random",
     "keep_files",
     "paged",
+    "windows",
 ]

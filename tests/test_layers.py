@@ -40,6 +40,7 @@ BELOW["cli"] |= {"demo", "__init__"}
 RUNTIMES = {
     "fxopt_onnxruntime": {"onnxruntime", "onnx_ir", "onnxscript"},
     "fxopt_openvino": {"openvino"},
+    "fxopt_prune": {"scipy"},
 }
 PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.is_dir())
 

@@ -2,5 +2,6 @@
 
 from fxopt.analysis.base import Analyses, Analysis
 from fxopt.analysis.facts import Fact
+from fxopt.analysis.windows import windows
 
-__all__ = ["Analyses", "Analysis", "Fact"]
+__all__ = ["Analyses", "Analysis", "Fact", "windows"]

@@ -11,8 +11,10 @@ import torch
 from fxopt.errors import InputError
 
 _CPU_FEATURES = (
-    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_vpopcntdq", "amx_int8", "amx_bf16",
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_vpopcntdq", "amx_int8",
+    "amx_bf16",
 )  # fmt: skip
+_WIDE_SUMS = {"avx_vnni", "avx512_vnni", "amx_int8"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,15 @@ class Target:
     threads: int
     features: tuple[str, ...] = ()
     chip: str = ""
+
+    @property
+    def saturates(self) -> bool:
+        """Whether kernels add products of 8 bits in pairs of 16, which overflows.
+
+        So do those for x86 without VNNI, unless one factor has 7 bits at most: 2 * 255 * 63 fits,
+        2 * 255 * 127 does not (``vpmaddubsw`` in Intel's manual).
+        """
+        return "avx2" in self.features and not _WIDE_SUMS & set(self.features)
 
     def __str__(self) -> str:
         parts = [self.name, f"{self.threads} threads", *self.features[-1:]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,8 @@ class Edit:
     always given a program of its own. Where the block raises, the rewrites done so far stay, and
     what else it added goes.
 
-    One call of :meth:`replace`, :meth:`redirect` or :meth:`set_arguments` is one rewrite. Under
+    One call of :meth:`replace`, :meth:`redirect` or :meth:`set_arguments` is one rewrite, and so is
+    all that happens within :meth:`together`. Under
     ``program.rewrite_limit`` further rewrites are left undone, which is how ``fxopt bisect``
     finds the guilty one; so a rewrite must be right on its own.
     """
@@ -45,6 +46,7 @@ class Edit:
         self._stale: set[fx.Node] = set()
         self._replaced: set[fx.Node] = set()
         self._open = False
+        self._together = False
 
     def __enter__(self) -> Edit:
         self._open = True
@@ -130,6 +132,35 @@ class Edit:
             node.args, node.kwargs = args, kwargs
             self._stale.add(node)
 
+    @contextlib.contextmanager
+    def together(self, what: str) -> Iterator[bool]:
+        """Many changes that are right only as a whole, as one rewrite.
+
+        Nodes are changed in their order, since the values of those before are what a new node's
+        value is inferred from.
+
+        Args:
+            what: The rewrite in words.
+
+        Yields:
+            Whether it is permitted; if not, nothing must be changed.
+        """
+        self._require_open()
+        if self.exhausted:
+            yield False
+            return
+        self._note(what)
+        self._together = True
+        try:
+            yield True
+        finally:
+            self._together = False
+
+    def touch(self, node: fx.Node) -> None:
+        """Tells that weights of what ``node`` calls or reads may have other shapes now."""
+        self._require_open()
+        self._stale.add(node)
+
     def remove(self, node: fx.Node) -> None:
         """Removes a node that has no users, and then what it alone has used.
 
@@ -172,12 +203,17 @@ class Edit:
 
     def _permit(self, node: fx.Node, what: str) -> bool:
         self._require_open()
+        if self._together:
+            return True
         if self.exhausted:
             return False
         source = node.meta.get("source")
-        self._rewrites.append(f"{what} ({source})" if source else what)
-        self._program.rewrites.append(self._rewrites[-1])  # a pass may edit more than once
+        self._note(f"{what} ({source})" if source else what)
         return True
+
+    def _note(self, rewrite: str) -> None:
+        self._rewrites.append(rewrite)
+        self._program.rewrites.append(rewrite)  # a pass may edit more than once
 
     def _create(
         self,

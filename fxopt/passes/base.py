@@ -26,6 +26,7 @@ class Context:
         examples: Flat example inputs, at one batch size or at two.
         calibration: Batches to calibrate on; there if the pass declares that it needs them.
         training: Trains programs as the user asked; there if the pass declares that it needs it.
+        original: The program before any pass; it must be left as it is.
         seed: For whatever is random.
         progress: Takes a line to show while a long job runs.
     """
@@ -34,6 +35,7 @@ class Context:
     examples: Sequence[Sequence[Any]] = ()
     calibration: Calibration | None = None
     training: Trainer | None = None
+    original: Program | None = None
     seed: int = 0
     progress: Callable[[str], None] = lambda line: None
     analyses: Analyses = field(default_factory=Analyses)

@@ -172,9 +172,10 @@ class Examiner:
         if found is None:
             raise Reject(f"{trial.name} drifts, and without example inputs nobody knows how much")
         if found.error > self.max_drift:
-            raise OverLimit(
+            _over(
+                trial,
                 f"{trial.name} takes {found.where} {found.error:.2g} away from the original, "
-                f"where max_drift={self.max_drift:g} is allowed"
+                f"where max_drift={self.max_drift:g} is allowed",
             )
 
     def _check_score(self, trial: Trial, after: Program) -> None:
@@ -185,4 +186,15 @@ class Examiner:
         trial.details["score_original"] = self.scorer.original
         excess = self.scorer.excess(trial.score)
         if excess is not None:
-            raise OverLimit(f"{trial.name} costs too much quality: {excess}")
+            _over(trial, f"{trial.name} costs too much quality: {excess}")
+
+
+def _over(trial: Trial, limit: str) -> None:
+    """A limit is not kept: the end of the attempt, unless it is judged later.
+
+    Raises:
+        OverLimit: It is judged now.
+    """
+    if not trial.provisional:
+        raise OverLimit(limit)
+    trial.excess = trial.excess or limit

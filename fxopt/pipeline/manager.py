@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fxopt.analysis import Fact
+from fxopt.analysis import Analyses, Fact
 from fxopt.ir import PassResult, Program
 from fxopt.passes import Context, Lossy, Pass
+from fxopt.pipeline.chapters import Chapter, chapters, verdict_of
 from fxopt.pipeline.examiner import Examiner
 from fxopt.pipeline.instruments import Instrument
 from fxopt.pipeline.lowering.version import LOSSY_SLACK
-from fxopt.pipeline.numbers import Numbers
+from fxopt.pipeline.numbers import Numbers, Outputs
 from fxopt.pipeline.planner import Plan
 from fxopt.pipeline.relax import relax
 from fxopt.pipeline.requirements import Requirements
@@ -113,6 +114,29 @@ class PassManager:
         return _Run(self._plan, self._context, examiner, program).execute()
 
 
+@dataclass(frozen=True)
+class _State:
+    """How far a run has come, to come back to."""
+
+    program: Program
+    exact: Program
+    lossless: bool
+    outputs: Outputs
+    analyses: Analyses
+    requirements: Requirements
+
+
+def _judged(lead: Trial, trials: Sequence[Trial]) -> Trial:
+    """A trial as what came of it with all passes that followed."""
+    applied = [trial for trial in trials if trial.status == "applied"]
+    excess = verdict_of(trials)
+    if lead.status != "applied" or not applied:
+        return lead
+    if excess:
+        return replace(lead, status="rolled back", reason=excess, over_limit=True)
+    return replace(lead, drift=applied[-1].drift)
+
+
 class _Run:
     """The state of one run of a plan."""
 
@@ -132,7 +156,8 @@ class _Run:
         """Runs pass after pass."""
         for instrument in self._instruments:
             instrument.begin(self._plan, self._program)
-        records = tuple(self._step(item) for item in self._plan.passes)
+        found = [self._chapter(passes) for passes in chapters(self._plan.passes)]
+        records = tuple(record for chapter in found for record in chapter)
         for instrument in self._instruments:
             instrument.end(self._program, records)
         return Outcome(self._program, self._exact, records)
@@ -145,14 +170,86 @@ class _Run:
             trial = relax(trial, self._attempt, self._private_context(), aim)
         if trial.status == "applied":
             self._commit(trial)
+        return self._told(trial)
+
+    def _told(self, trial: Trial) -> PassRecord:
         record = trial.record()
         for instrument in self._instruments:
             instrument.after_pass(record, trial.before, trial.candidate)
         return record
 
-    def _attempt(self, item: Pass) -> Trial:
+    # -- passes that are judged together -----------------------------------------------------
+
+    def _chapter(self, passes: Chapter) -> list[PassRecord]:
+        if len(passes) == 1:
+            return [self._step(passes[0])]
+        before = self._state()
+        trials = self._together(passes)
+        excess = verdict_of(trials)
+        if excess:
+            trials = self._milder_together(before, trials, excess)
+        return [self._told(trial) for trial in trials]
+
+    def _together(self, passes: Sequence[Pass]) -> list[Trial]:
+        """Runs passes one after the other; their limits are judged at the end."""
+        trials = []
+        for item in passes:
+            trial = self._attempt(item, provisional=True)
+            if trial.status == "applied":
+                self._commit(trial)
+            trials.append(trial)
+        return trials
+
+    def _milder_together(self, before: _State, failed: list[Trial], excess: str) -> list[Trial]:
+        """Tries milder settings of the first pass that costs quality, each with all that follow.
+
+        Where none keeps the limits, all of them are rolled back.
+        """
+        lead = next(trial for trial in failed if trial.status == "applied" and not trial.exact)
+        found: dict[int, tuple[_State, list[Trial]]] = {}
+
+        def attempt(item: Pass) -> Trial:
+            self._restore(before)
+            trials = self._together([item if t is lead else t.item for t in failed])
+            judged = _judged(trials[failed.index(lead)], trials)
+            found[id(judged)] = self._state(), trials
+            return judged
+
+        limit = self._examiner.max_drift
+        aim = None if limit is None else limit / LOSSY_SLACK
+        refused = replace(lead, status="rolled back", reason=excess, over_limit=True)
+        best = relax(refused, attempt, self._private_context(), aim)
+        if best is not refused:
+            state, trials = found[id(best)]
+            self._restore(state)
+            return trials
+        self._restore(before)
+        for trial in failed:
+            if trial.status == "applied":
+                reason = best.reason if trial is lead else f"with {lead.name}, that it followed"
+                trial.status, trial.reason = "rolled back", reason
+        return failed
+
+    def _state(self) -> _State:
+        return _State(
+            self._program,
+            self._exact,
+            self._lossless,
+            self._outputs,
+            self._analyses,
+            self._examiner.requirements.copy(),
+        )
+
+    def _restore(self, state: _State) -> None:
+        self._program, self._exact, self._lossless = state.program, state.exact, state.lossless
+        self._outputs, self._analyses = state.outputs, state.analyses
+        self._examiner.requirements = state.requirements.copy()
+
+    # -- one pass ----------------------------------------------------------------------------
+
+    def _attempt(self, item: Pass, provisional: bool = False) -> Trial:
         context = self._private_context()
-        trial = Trial(item, self._program, context, context.analyses)
+        trial = Trial(item, self._program, context, context.analyses, provisional=provisional)
         try:
             self._admit(trial)
             self._examiner.prepare(trial, self._original)
@@ -165,7 +262,8 @@ class _Run:
         return trial
 
     def _private_context(self) -> Context:
-        return private_context(self._context, self._analyses.copy())
+        context = replace(self._context, original=self._original)
+        return private_context(context, self._analyses.copy())
 
     def _admit(self, trial: Trial) -> None:
         """Makes the copy that the pass works on.

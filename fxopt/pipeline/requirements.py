@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 from fxopt.analysis import Fact
@@ -24,6 +25,12 @@ class Requirements:
         self._holding = {n for n in sorted(names) if self.counterexample(n, program) is None}
         self._names = sorted(names)
         self._broken_by: dict[str, str] = {}
+
+    def copy(self) -> Requirements:
+        """What is known so far, to come back to."""
+        twin = copy.copy(self)
+        twin._holding, twin._broken_by = set(self._holding), dict(self._broken_by)
+        return twin
 
     def counterexample(self, name: str, program: Program) -> str | None:
         """Why the fact called ``name`` does not hold of ``program``; None when it does."""

@@ -31,6 +31,8 @@ class Trial:
         drift: Relative output error against the original program.
         score: What ``evaluate`` says.
         over_limit: Whether all that is wrong is that it costs too much quality.
+        provisional: Whether limits are judged later, with the passes that come after it.
+        excess: The limit that it does not keep, in words, where they are.
         details: What the checks found, for the machine-readable report.
         started: When, by the clock of :func:`time.perf_counter`.
     """
@@ -48,6 +50,8 @@ class Trial:
     drift: float | None = None
     score: float | None = None
     over_limit: bool = False
+    provisional: bool = False
+    excess: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 

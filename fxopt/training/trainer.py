@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from fxopt.errors import InputError
 from fxopt.ir import Program
-from fxopt.training.data import check
+from fxopt.training.data import check, walk
 from fxopt.training.loop import Loop, Trained
 from fxopt.training.settings import Training
 
@@ -20,6 +20,9 @@ __all__ = ["Objective", "Trained", "Trainer"]
 
 Objective = Callable[[Sequence[Any], Sequence[Any], Any], torch.Tensor]
 """From flat outputs, flat inputs and a batch's target to a scalar."""
+
+Criterion = Callable[[Sequence[Any], Any], torch.Tensor]
+"""From flat outputs and a batch's target to a scalar."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +101,33 @@ class Trainer:
         )
         return loop.run()
 
-    def _loss(self, program: Program) -> Objective:
+    def criterion_of(self, program: Program) -> Criterion | None:
+        """The user's loss of the flat outputs of a program and a target; None without labels."""
         criterion = self.settings.criterion
+        if criterion is None:
+            return None
+
+        def judge(outputs: Sequence[Any], target: Any) -> torch.Tensor:
+            return criterion(program.signature.unflatten(outputs), target)
+
+        return judge
+
+    def losses(self, program: Program) -> Iterator[torch.Tensor]:
+        """The user's loss on batch after batch, for what wants its gradients.
+
+        Raises:
+            InputError: The data cannot be used, or there is no loss.
+        """
+        objective = self._loss(program)
+        for args, kwargs, target in walk(self.settings.data, self.labelled, self.seed):
+            flat = program.signature.flatten(args, kwargs)
+            yield objective(program(*flat), flat, target)
+
+    def _loss(self, program: Program) -> Objective:
+        criterion = self.criterion_of(program)
         if criterion is None:
             raise InputError(
                 "training: there is no loss to train with",
                 hint="give Training(loss=), or a pass that learns from the original model",
             )
-
-        def objective(outputs: Sequence[Any], inputs: Sequence[Any], target: Any) -> torch.Tensor:
-            return criterion(program.signature.unflatten(outputs), target)
-
-        return objective
+        return lambda outputs, inputs, target: criterion(outputs, target)

@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from fxopt.plugin import Target
+
 
 @dataclass(frozen=True)
 class NumberFormat:
@@ -41,6 +43,11 @@ def signed(bits: int) -> NumberFormat:
     """Whole numbers about zero: 127 on either side for 8 bits, so that negating stays exact."""
     highest = (1 << (bits - 1)) - 1
     return NumberFormat(f"int{bits}", bits, torch.int8, -highest, highest)
+
+
+def safe(target: Target) -> NumberFormat:
+    """The finest weights that kernels multiply bytes with exactly."""
+    return signed(7) if target.saturates else INT8
 
 
 def unsigned(bits: int) -> NumberFormat:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
+from fxopt.plugin import windows
 from fxopt_quantize.means import RunningMean
 from fxopt_quantize.modules import QuantConv, QuantLayer, QuantLinear
 
@@ -104,13 +104,15 @@ def _columns(layer: QuantLayer, x: torch.Tensor) -> torch.Tensor:
     kernel = layer.weight_values.shape[2:]
     if x.dim() == len(kernel) + 1:
         x = x[None]
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, layer.pads, mode=mode)
     spatial, given = range(2, x.dim()), layer.settings
-    for dim, size, stride, dilation in zip(
-        spatial, kernel, given["stride"], given["dilation"], strict=True
-    ):
-        x = x.unfold(dim, (size - 1) * dilation + 1, stride)[..., ::dilation]
+    x = windows(
+        x,
+        kernel=kernel,
+        stride=given["stride"],
+        dilation=given["dilation"],
+        pads=layer.pads,
+        padding_mode=layer.padding_mode,
+    )
     step = _stride(x[:, 0].numel() // kernel.numel(), len(kernel))
     x = x[(slice(None), slice(None), *[slice(None, None, step)] * len(kernel))]
     order = (1, *range(2 + len(kernel), x.dim()), 0, *spatial)

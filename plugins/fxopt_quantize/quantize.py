@@ -20,13 +20,14 @@ from fxopt.plugin import (
     PassInfo,
     PassResult,
     Program,
+    Target,
 )
 from fxopt_quantize.adaround import adaround
 from fxopt_quantize.bias import BiasErrors
 from fxopt_quantize.calibrate import Observer, Watch, observe, values_of
 from fxopt_quantize.calibrators import Calibrator, activation_grid
 from fxopt_quantize.equalize import Equalization, Equalizer
-from fxopt_quantize.formats import NumberFormat, signed
+from fxopt_quantize.formats import NumberFormat, safe, signed
 from fxopt_quantize.gptq import gptq
 from fxopt_quantize.histogram import ChannelRange
 from fxopt_quantize.layers import LayerFactory, refusal
@@ -52,6 +53,7 @@ from fxopt_quantize.smooth import Smoother, Strength
 
 Rounding = Literal["nearest", "gptq", "adaround"]
 Learning = Literal["off", "lsq"]
+Bits = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Quantize(Pass):
         equalization: Whether factors move between the channels of layers in a row before anything
             is rounded: ``weights`` balances the weights of both (Nagel et al. 2019), which needs
             no data, ``activations`` what the calibration data show between them.
-        weight_bits: How fine weights are, from 2 to 8; they take a byte each all the same.
+        weight_bits: How fine weights are, from 2 to 8; they take a byte each all the same. By
+            default 8, but 7 for a CPU whose kernels would overflow (x86 without VNNI).
         rounding: Which integer a weight becomes: the ``nearest`` one, or one by which the outputs
             on the calibration data err less, by ``gptq`` (Frantar et al. 2023) or ``adaround``
             (Nagel et al. 2020, up to minutes a layer), which take a further run over the data.
@@ -111,7 +114,7 @@ class Quantize(Pass):
     samples: int = 256
     smoothing: Strength = "auto"
     equalization: Equalization = "off"
-    weight_bits: int = 8
+    weight_bits: Bits = "auto"
     rounding: Rounding = "nearest"
     bias_correction: bool = True
     training: Learning = "off"
@@ -131,14 +134,14 @@ class Quantize(Pass):
             raise ValueError(f"samples={self.samples} must be at least 1")
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile={self.percentile} must be over 50 and at most 100")
-        if not 2 <= self.weight_bits <= 8:
+        if self.weight_bits != "auto" and not 2 <= self.weight_bits <= 8:
             raise ValueError(f"weight_bits={self.weight_bits} must be between 2 and 8")
         if self.smoothing != "auto" and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing={self.smoothing} must be between 0 and 1")
 
-    @property
-    def _number(self) -> NumberFormat:
-        return signed(self.weight_bits)
+    def _number(self, target: Target) -> NumberFormat:
+        """What weights become."""
+        return safe(target) if self.weight_bits == "auto" else signed(self.weight_bits)
 
     def inapplicable(self, program: Program, context: Context) -> str | None:
         """There is nothing to do without a convolution or a linear layer."""
@@ -172,8 +175,9 @@ class Quantize(Pass):
                 edit.replace(node, layer, *node.args, **node.kwargs)
         trained = self._train(program, context, ready, weights, original)
         count, kind = len(ready.layers), self.calibrator
+        weights_are = self._weights(context.target)
         return edit.result(
-            f"{count} layers int8{self._weights()}, per channel, {kind} of {ready.samples} samples"
+            f"{count} layers int8{weights_are}, per channel, {kind} of {ready.samples} samples"
             + trained,
             layers=count,
             float_layers=len(ready.refused),
@@ -225,7 +229,7 @@ class Quantize(Pass):
         roundings = {
             site.value: self._rounding(site, observers[site.value]) for site in placement.sites
         }
-        factory = LayerFactory(self._number)
+        factory = LayerFactory(self._number(context.target))
         layers = {node: factory.quantized(program.leaf(node)) for node in placement.layers}
         return Ready(refused, placement, roundings, layers, seen)
 
@@ -279,13 +283,14 @@ class Quantize(Pass):
         weights = {node: program.leaf(node).get_parameter("weight") for node in ready.layers}
         with torch.no_grad():
             for done, each in enumerate(moments.found(weights), start=1):
-                limit = int(self._number.highest)
+                limit = int(self._number(context.target).highest)
                 each.put(choose(each.weight, each.scale, each.moments, limit))
                 context.progress(f"rounding by {self.rounding}: {done} of {len(moments)} weights")
 
-    def _weights(self) -> str:
+    def _weights(self, target: Target) -> str:
         """What is unusual about the weights."""
-        bits = "" if self.weight_bits == 8 else f" with {self.weight_bits}-bit weights"
+        number = self._number(target)
+        bits = "" if number.bits == 8 else f" with {number.bits}-bit weights"
         return bits + ("" if self.rounding == "nearest" else f" by {self.rounding}")
 
     def _correct_biases(self, program: Program, context: Context, ready: Ready) -> None:
@@ -318,7 +323,7 @@ class Quantize(Pass):
             layers=list(weights),
             weights=weights,
             roundings=ready.groups(),
-            limit=int(self._number.highest),
+            limit=int(self._number(context.target).highest),
             original=original,
         )
         return f", trained for {trained}"

@@ -401,6 +401,55 @@ def test_rewrite_limit(limit):
     assert edit.exhausted == (limit is not None)
 
 
+def narrowed(program, edit):
+    """Halves what lies between two layers: right only once both are changed."""
+    first, second = program.find(nn.Linear)
+    with edit.together("8 channels") as permitted:
+        if permitted:
+            one, other = program.leaf(first), program.leaf(second)
+            one.weight, one.bias = nn.Parameter(one.weight[:4]), nn.Parameter(one.bias[:4])
+            other.weight = nn.Parameter(other.weight[:, :4])
+            for node in (first, second):
+                edit.touch(node)
+            (reshape,) = program.find(aten.reshape.default)
+            edit.set_arguments(reshape, first, [-1, 4])
+
+
+def two_layers():
+    b = Builder(first=nn.Linear(6, 8), second=nn.Linear(8, 3))
+    x = b.call("first", b.input("x", 2, 6))
+    return b.program(b.call("second", b.call(aten.reshape.default, x, [-1, 8])))
+
+
+def test_many_changes_are_one_rewrite():
+    program = two_layers()
+    with program.edit() as edit:
+        narrowed(program, edit)
+    program.verify()
+    assert edit.result().rewrites == ("8 channels",)
+    assert sizes(node_named(program, "first"))[1] == "4"
+    assert program(torch.randn(2, 6))[0].shape == (2, 3)
+
+
+def test_many_changes_can_be_forbidden_together():
+    program = two_layers()
+    program.rewrite_limit = 0
+    before = program.fingerprint()
+    with program.edit() as edit:
+        narrowed(program, edit)
+    assert not edit.result().changed
+    assert program.fingerprint() == before
+
+
+def test_a_rewrite_after_many_counts_again():
+    program = two_layers()
+    with program.edit() as edit:
+        narrowed(program, edit)
+        (reshape,) = program.find(aten.reshape.default)
+        edit.set_arguments(reshape, reshape.args[0], [2, 4])
+    assert len(edit.result().rewrites) == 2
+
+
 def test_changes_need_an_open_edit():
     program = small_cnn()
     with program.edit() as edit:

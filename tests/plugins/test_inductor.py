@@ -20,6 +20,9 @@ from fxopt_quantize import Quantize
 from tests.building import image, small_cnn
 
 CPU = find_target("cpu")
+needs_bfloat16 = pytest.mark.skipif(
+    not {"avx512_bf16", "amx_bf16"} & set(CPU.features), reason="the processor has no bfloat16"
+)
 
 needs_inductor = pytest.mark.skipif(Inductor().unavailable() is not None, reason="no toolchain")
 needs_int8 = pytest.mark.skipif(missing_operators() is not None, reason="torch without oneDNN")
@@ -289,6 +292,7 @@ extern "C" void cpp_fused_relu_0(float* out)
     ]
 
 
+@needs_bfloat16
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_layers_compute_in_bfloat16(kind):
     class Tagger(nn.Module):

@@ -18,6 +18,7 @@ from fxopt_inductor import OneDNN
 from fxopt_inductor.flat import flat_module
 from fxopt_inductor.lowp import Form, heavy_kernels, rewrite
 from fxopt_quantize import Quantize
+from fxopt_quantize.formats import safe
 from fxopt_quantize.modules import (
     FakeQuantize,
     FakeQuantizePerChannel,
@@ -40,11 +41,11 @@ def _seeded():
 
 
 def qconv(conv):
-    return QuantConv(conv, quantize_weight(conv.weight, 0))
+    return QuantConv(conv, quantize_weight(conv.weight, 0, safe(CPU)))
 
 
 def qlinear(linear):
-    return QuantLinear(quantize_weight(linear.weight, 0), linear.bias)
+    return QuantLinear(quantize_weight(linear.weight, 0, safe(CPU)), linear.bias)
 
 
 def compiled(program, *inputs):
@@ -412,7 +413,7 @@ def test_what_has_no_int8_kernel_is_named():
     layer = nn.ConvTranspose2d(8, 4, 2, stride=2)
     b = Builder(
         first=FakeQuantize(0.02, 128),
-        up=QuantConvTranspose(layer, quantize_weight(layer.weight, 1)),
+        up=QuantConvTranspose(layer, quantize_weight(layer.weight, 1, safe(CPU))),
         second=FakeQuantize(0.02, 128),
         last=qconv(nn.Conv2d(4, 4, 1)),
     )

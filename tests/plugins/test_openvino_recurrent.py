@@ -10,6 +10,9 @@ from fxopt_openvino import OpenVINO
 from fxopt_openvino.recurrent import RecurrentSequence, with_sequences
 
 CPU = find_target("cpu")
+needs_bfloat16 = pytest.mark.skipif(
+    not {"avx512_bf16", "amx_bf16"} & set(CPU.features), reason="the processor has no bfloat16"
+)
 
 pytestmark = pytest.mark.skipif(OpenVINO().unavailable() is not None, reason="no OpenVINO")
 
@@ -74,6 +77,7 @@ def test_given_states_and_a_layer_that_is_called_twice(kind):
     check(Continued(kind(5, 6, batch_first=True)), x, y, levels=2)
 
 
+@needs_bfloat16
 def test_outputs_alone_in_bfloat16():
     torch.manual_seed(0)
     x = torch.randn(2, 7, 16)

@@ -9,9 +9,10 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from fxopt.plugin import Context, Lossy, Milder, Pass, PassInfo, PassResult, Program
+from fxopt.plugin import Context, Lossy, Milder, Pass, PassInfo, PassResult, Program, Target
 from fxopt_quantize.dynamic.modules import DynamicLinear
 from fxopt_quantize.dynamic.recurrent import DynamicLSTM, RowStore, recurrent_refusal
+from fxopt_quantize.formats import NumberFormat, safe
 from fxopt_quantize.layers import LayerFactory, refusal
 from fxopt_quantize.measured import measured
 from fxopt_quantize.modules import QuantLayer
@@ -50,7 +51,7 @@ class QuantizeDynamic(Pass):
             PassError: ``skip`` names a layer that does not exist.
         """
         refused = self._refused(program)
-        layers = self._counterparts(program, refused)
+        layers = self._counterparts(program, refused, context.target)
         with program.edit() as edit:
             for node, reason in refused.items():
                 edit.refuse(node, reason)
@@ -67,7 +68,7 @@ class QuantizeDynamic(Pass):
 
         That is measured, on calibration data where there are some, else on the example inputs.
         """
-        layers = self._counterparts(program, self._refused(program))
+        layers = self._counterparts(program, self._refused(program), context.target)
         found = measured(program, context, layers, dict.fromkeys(layers, nn.Identity()))
         names = list(found)
         options = [replace(self, skip=(*self.skip, *names[:n])) for n in range(1, len(names))]
@@ -78,10 +79,10 @@ class QuantizeDynamic(Pass):
         return staying(_layers(program), self.skip, partial(_refusal, program))
 
     def _counterparts(
-        self, program: Program, refused: Mapping[fx.Node, str]
+        self, program: Program, refused: Mapping[fx.Node, str], target: Target
     ) -> dict[fx.Node, QuantLayer | DynamicLSTM]:
         """The layers in int8; a layer that is called twice gives one, tied weights stay tied."""
-        factory = _Factory()
+        factory = _Factory(safe(target))
         taken = [node for node in _layers(program) if node not in refused]
         return {node: factory.quantized(program.leaf(node)) for node in taken}
 
@@ -89,8 +90,8 @@ class QuantizeDynamic(Pass):
 class _Factory:
     """Makes the counterparts of linear layers and LSTMs."""
 
-    def __init__(self) -> None:
-        self._linear = LayerFactory(linear=DynamicLinear)
+    def __init__(self, number: NumberFormat) -> None:
+        self._linear = LayerFactory(number, linear=DynamicLinear)
         self._matrices = RowStore()
         self._recurrent: dict[nn.Module, DynamicLSTM] = {}
 

@@ -46,7 +46,7 @@ def test_samples_bounds_what_is_read_and_progress_is_told():
     program = capture_program(net, (torch.randn(2, 4),), {}).clone()
     calibration = Calibration((torch.randn(3, 4) for _ in range(100)), program.signature)
     context = Context(CPU, calibration=calibration, progress=lines.append)
-    result = Quantize(samples=7, calibrator="minmax").run(program, context)
+    result = Quantize(samples=7, calibrator="minmax", weight_bits=8).run(program, context)
     assert result.details["samples"] == 9
     assert result.summary == "1 layers int8, per channel, minmax of 9 samples"
     tasks = ("smoothing", "calibrating", "correcting biases")

@@ -1,6 +1,7 @@
 """GPTQ and AdaRound: integers chosen by what they do to outputs."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 from fxopt.frontend import capture_program
+from fxopt.passes import Calibration, Context
+from fxopt_quantize import Quantize, QuantizeDynamic
 from fxopt_quantize.adaround import adaround
 from fxopt_quantize.formats import signed
 from fxopt_quantize.gptq import Levels, compensated, gptq
@@ -15,7 +18,7 @@ from fxopt_quantize.layers import LayerFactory
 from fxopt_quantize.modules import QuantConv, QuantLinear
 from fxopt_quantize.moments import InputMoments
 from fxopt_quantize.weights import quantize_weight
-from tests.plugins.quantize.support import modules, quantized, relative
+from tests.plugins.quantize.support import CPU, modules, quantized, relative
 
 ROUNDERS = {"gptq": gptq, "adaround": adaround}
 
@@ -167,6 +170,29 @@ def test_coarse_weights_cost_less_when_rounded_well(rounding):
     assert len({id(layer) for layer in modules(program, QuantLinear)}) == 2
     errors = [relative(each(x)[0], model(x)) for each in (plain, program)]
     assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("features", "largest"),
+    [
+        (("avx2",), 63),
+        (("avx2", "avx512f"), 63),
+        (("avx2", "avx512f", "avx512_vnni"), 127),
+        (("avx2", "avx_vnni"), 127),
+        ((), 127),  # not an x86
+    ],
+)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_weights_have_a_bit_less_where_kernels_would_overflow(features, largest, dynamic):
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 10, 10)
+    program = capture_program(Small().eval(), (x,), {}).clone()
+    calibration = Calibration([x], program.signature)
+    context = Context(replace(CPU, features=features), calibration=calibration)
+    (QuantizeDynamic() if dynamic else Quantize()).run(program, context)
+    layers = [*modules(program, QuantConv), *modules(program, QuantLinear)]
+    assert layers
+    assert {int(layer.weight_values.abs().max()) for layer in layers} == {largest}
 
 
 @pytest.mark.parametrize("bits", [1, 9])

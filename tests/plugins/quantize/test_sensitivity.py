@@ -46,13 +46,13 @@ def uneven(samples=16):
 def sensitivities(model, *batches):
     program = capture_program(model, (batches[0],), {}).clone()
     context = Context(CPU, calibration=Calibration(list(batches), program.signature))
-    return program, Quantize().sensitivities(program, context)
+    return program, Quantize(weight_bits=8).sensitivities(program, context)
 
 
 def measured(model, x, name, names):
     """The squared relative output error with one layer in int8, and its input rounded."""
     others = tuple(other for other in names if other != name)
-    program, _ = quantized(model, (x,), skip=others, bias_correction=False)
+    program, _ = quantized(model, (x,), skip=others, bias_correction=False, weight_bits=8)
     return relative(program(x)[0], model(x)) ** 2
 
 
@@ -139,7 +139,9 @@ def managed(model, x, item=None, **limits):
     calibration = Calibration([x], program.signature)
     context = Context(CPU, [[x]], calibration=calibration)
     facts = default_registry().facts
-    manager = PassManager(plan([item or Quantize()], facts, set(facts)), facts, context, **limits)
+    manager = PassManager(
+        plan([item or Quantize(weight_bits=8)], facts, set(facts)), facts, context, **limits
+    )
     return manager.run(program)
 
 
@@ -172,21 +174,21 @@ def test_measured_is_what_each_layer_does_alone():
     model, x = uneven()
     program = capture_program(model, (x,), {}).clone()
     context = Context(CPU, calibration=Calibration([x[:8]], program.signature))
-    found = Quantize(sensitivity="measured").sensitivities(program, context)
+    found = Quantize(sensitivity="measured", weight_bits=8).sensitivities(program, context)
     names = [str(node.target) for node in found]
     assert names == [f"layers.{i}" for i in range(6)] + ["head"]
     for node, each in found.items():
         alone = measured(model, x[:8], str(node.target), names)
         # the mean before the head has the grid of what it is taken of, if that is rounded too
         assert each.error == pytest.approx(alone, rel=0.03 if node.target == "head" else 1e-4), node
-    estimated = Quantize().sensitivities(program, context)
+    estimated = Quantize(weight_bits=8).sensitivities(program, context)
     assert [each.saving for each in estimated.values()] == [e.saving for e in found.values()]
 
 
 def test_measured_sensitivities_choose_what_stays_in_float():
     model, x = uneven()
     free = managed(model, x).records[0]
-    item = Quantize(sensitivity="measured")
+    item = Quantize(sensitivity="measured", weight_bits=8)
     record = managed(model, x, item, max_drift=free.drift * 0.4).records[0]
     assert record.status == "applied"
     assert next(iter(record.details["costs"])) == "layers.2"

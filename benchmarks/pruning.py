@@ -1,0 +1,194 @@
+"""Pruned and trained back, beside Torch-Pruning: accuracy and latency at fewer multiply-adds.
+
+Usage:
+    python benchmarks/pruning.py                            both Fashion-MNIST nets, 2 and 4 times
+    python benchmarks/pruning.py fashion_resnet --fewer 2 --epochs 1
+
+All are brought to the same number of multiply-adds and trained with the same optimizer on the same
+data for as many epochs. "plain" is right after pruning; "fitted" after fxopt has fitted what is
+left to the old outputs on the calibration data, without labels. Latencies are of one image, eager
+and through OpenVINO in float32, measured in turns. Needs `apt-get install dataset-fashion-mnist`
+and `pip install torch-pruning`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accuracy import add_cache
+from quiet import quiet
+from tabulate import tabulate
+from tasks import TASKS, Task
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import fxopt
+from fxopt.cost import find_target, measure
+from fxopt.cost.arithmetic import multiply_adds
+from fxopt.emit import emit
+from fxopt.frontend import capture_program
+from fxopt.ir import Program
+from fxopt.passes import Calibration, Context, Pass
+from fxopt.training import Trainer, Training
+from fxopt_prune import Prune
+from fxopt_recover import Distill, Finetune
+
+NETS = ("fashion_resnet", "fashion_mobilenet")
+HEADERS = ("model", "who", "multiply-adds", "plain %", "fitted %", "trained %", "eager ms",
+           "openvino ms")  # fmt: skip
+
+
+@dataclass
+class Shrunk:
+    """A smaller program that was trained, and its scores before."""
+
+    program: Program
+    plain: float | None = None
+    fitted: float | None = None
+
+
+def rows_of(task: Task, fewer: float, options: argparse.Namespace) -> Iterator[list[Any]]:
+    """The original, then each way at so many times fewer multiply-adds."""
+    original = captured(task, task.model)
+    aim = work(original) / fewer
+    ways: dict[str, Callable[[], Shrunk]] = {
+        "original": lambda: Shrunk(original),
+        "torch-pruning GroupNorm, finetuned": lambda: rival(task, aim, options),
+        "fxopt prune, finetune": lambda: own(task, original, aim, options, Finetune()),
+        "fxopt prune, distill": lambda: own(task, original, aim, options, Distill()),
+    }
+    found = {name: way() for name, way in ways.items()}
+    times = latencies(task, {name: each.program for name, each in found.items()})
+    for name, each in found.items():
+        scores = (each.plain, each.fitted, score_of(task, each.program))
+        milliseconds = times[f"{name}, eager"], times[f"{name}, openvino"]
+        yield [f"{task.name}, {fewer:g}x", name, work(each.program), *scores, *milliseconds]
+
+
+def score_of(task: Task, program: Program) -> float:
+    return task.score(task.outputs(emit(program)))
+
+
+def captured(task: Task, model: nn.Module) -> Program:
+    return capture_program(model.eval(), task.example, {}).clone()
+
+
+def work(program: Program) -> int:
+    """Multiply-adds of one image: an example batch of one is captured as two."""
+    return sum(multiply_adds(program).values()) // 2
+
+
+def work_of_module(model: nn.Module, example: Any) -> float:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(*example)
+    return counter.get_total_flops() / 2
+
+
+def train(task: Task, program: Program, item: Pass, original: Program, epochs: int) -> None:
+    training = Training(
+        task.training, epochs=epochs, optimizer="sgd", learning_rate=0.02, weight_decay=5e-4
+    )
+    show = partial(print, "  ", file=sys.stderr, flush=True)
+    trainer = Trainer(training, progress=show)
+    item.run(program, Context(find_target("cpu"), training=trainer, original=original))
+
+
+def own(
+    task: Task, original: Program, aim: float, options: argparse.Namespace, item: Pass
+) -> Shrunk:
+    """Pruned by fxopt, fitted on the calibration data, and trained."""
+    context = Context(
+        find_target("cpu"), calibration=Calibration(task.calibration, original.signature)
+    )
+
+    def pruned(ratio: float, fit: bool = False) -> Program:
+        program = original.clone()
+        Prune(ratio=ratio, reconstruct=fit, round_to=options.round_to).run(program, context)
+        return program
+
+    ratio = bisected(lambda ratio: work(pruned(ratio)), aim)
+    program = pruned(ratio, fit=True)
+    found = Shrunk(program, score_of(task, pruned(ratio)), score_of(task, program))
+    train(task, program, item, original, options.epochs)
+    return found
+
+
+def rival(task: Task, aim: float, options: argparse.Namespace) -> Shrunk:
+    """Pruned by Torch-Pruning with its GroupNorm importance, and trained the same way."""
+    import torch_pruning
+
+    def pruned(ratio: float) -> nn.Module:
+        model = copy.deepcopy(task.model)
+        last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+        pruner = torch_pruning.pruner.BasePruner(
+            model,
+            task.example,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            round_to=options.round_to or None,
+            ignored_layers=last,
+        )
+        pruner.step()
+        return model
+
+    ratio = bisected(lambda ratio: work_of_module(pruned(ratio), task.example), aim)
+    program = captured(task, pruned(ratio))
+    found = Shrunk(program, score_of(task, program))
+    train(task, program, Finetune(), program, options.epochs)
+    return found
+
+
+def bisected(cost: Callable[[float], float], aim: float) -> float:
+    """The smallest ratio that does not cost more than ``aim``."""
+    low, high = 0.0, 0.95
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(middle) <= aim else (middle, high)
+    return high
+
+
+def latencies(task: Task, programs: dict[str, Program]) -> dict[str, float]:
+    """Medians in milliseconds, eager and through OpenVINO."""
+    x = task.example
+    calls: dict[str, Callable[[], object]] = {}
+    for name, program in programs.items():
+        module = emit(program)
+        fast = fxopt.optimize(module, x, passes="cleanup,fold_bn", backends=["openvino"])
+        calls[f"{name}, eager"] = partial(_without_gradients, module, x)
+        calls[f"{name}, openvino"] = partial(fast, *x)
+    return {name: latency.median for name, latency in measure(calls, rounds=8, burst=15).items()}
+
+
+def _without_gradients(module: nn.Module, x: Any) -> object:
+    with torch.inference_mode():
+        return module(*x)
+
+
+def main() -> None:
+    quiet()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=NETS)
+    parser.add_argument("--fewer", type=float, nargs="*", default=[2.0, 4.0])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--round-to", type=int, default=1, help="channels, for all of them")
+    add_cache(parser)
+    options = parser.parse_args()
+    rows = []
+    for name in options.models:
+        for task in TASKS[name](options.cache):
+            for fewer in options.fewer:
+                rows += list(rows_of(task, fewer, options))
+                print(tabulate(rows[-4:], headers=HEADERS, tablefmt="github"), flush=True)
+    print(tabulate(rows, headers=HEADERS, floatfmt=".4g", tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The pass: removes the channels and heads that matter least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from fxopt.plugin import (
+    Context,
+    Lossy,
+    Milder,
+    Pass,
+    PassError,
+    PassInfo,
+    PassResult,
+    Program,
+    Target,
+)
+from fxopt_prune.channels import Group, Structure, find_groups
+from fxopt_prune.energies import takes_channels
+from fxopt_prune.importance import Importance, scores_of
+from fxopt_prune.reconstruct import Rows, reconstruct
+from fxopt_prune.select import Amounts, Scope, choose, preferred
+from fxopt_prune.shrink import remove
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """Removes channels, attention heads and recurrent units for good: weights get smaller.
+
+    What can only be removed together is found by following each position through the whole
+    program (the dependency graph of Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
+    per position). Whatever passes an operation that is not understood stays, and is reported.
+
+    Attributes:
+        ratio: The share of units that go, from 0 to less than 1.
+        importance: Which units go: those with the smallest weights (``magnitude``), that add least
+            to what comes behind on calibration data (``activation``), by the gradient of the loss
+            (``gradient``, ``taylor``; of ``fxopt.optimize(training=)`` if that has labels, else a
+            measure of how much the outputs change), or any (``random``).
+        scope: Whether each layer loses its share (``layer``), or those that matter least anywhere
+            go (``global``).
+        layers: Other ratios for single layers: ``name=ratio``, where ``*`` in the name of a layer
+            or weight matches any text. Layers that are bound together have one ratio, the first
+            that fits.
+        round_to: Channels left in a layer are a multiple of so many, where there are at least
+            twice as many; 0 is what suits the target.
+        reconstruct: Whether the layers that are left are fitted to the outputs that they had, by
+            least squares on calibration data if there are some; needs no labels.
+        samples: How many calibration samples that uses at most, rounded up to whole batches.
+        skip: Names of layers whose channels stay; ``*`` matches any text.
+    """
+
+    ratio: float = 0.3
+    importance: Importance = "magnitude"
+    scope: Scope = "layer"
+    layers: tuple[str, ...] = ()
+    round_to: int = 0
+    reconstruct: bool = True
+    samples: int = 256
+    skip: tuple[str, ...] = ()
+
+    info: ClassVar[PassInfo] = PassInfo(name="prune", stage="structure", fidelity=Lossy())
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio={self.ratio} must be at least 0 and less than 1")
+        if self.round_to < 0:
+            raise ValueError(f"round_to={self.round_to} must not be negative")
+        if self.samples < 1:
+            raise ValueError(f"samples={self.samples} must be at least 1")
+        self._ratios()
+
+    def inapplicable(self, program: Program, context: Context) -> str | None:
+        """There is nothing to do where nothing can be removed."""
+        groups = [group for group in find_groups(program).groups if len(group) > 1]
+        return None if groups else "no channel can be removed without changing what it stands for"
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Chooses, removes, and fits what is left.
+
+        Raises:
+            CalibrationError: Data are needed, and there are none.
+            PassError: A name matches no layer.
+        """
+        structure = find_groups(program)
+        _check_names(structure, [*self._ratios(), *self.skip])
+        allowed = [i for i, group in enumerate(structure.groups) if not self._skipped(group)]
+        groups = [structure.groups[i] for i in allowed]
+        all_scores = scores_of(program, structure, context, self.importance)
+        amounts = Amounts(self.ratio, self._ratios(), self.round_to or preferred(context.target))
+        removed = choose(groups, [all_scores[i] for i in allowed], amounts, self.scope)
+        units = [unit for chosen in removed.values() for unit in chosen]
+        before, original = program.weight_bytes(), program.clone()
+        rows = _rows(program, structure, units)
+        with program.edit() as edit:
+            for node, reason in structure.barriers.items():
+                edit.refuse(node, reason)
+            if units:
+                remove(program, edit, structure, units, f"{len(units)} units removed")
+        fitted = 0
+        if units and self.reconstruct and context.calibration is not None and not edit.exhausted:
+            fitted = reconstruct(original, program, rows, context, self.samples)
+        return edit.result(
+            _summary(groups, removed, before, program.weight_bytes(), fitted),
+            units=len(units),
+            groups=len(groups),
+            fitted=fitted,
+            removed={groups[i].name: len(chosen) for i, chosen in removed.items() if chosen},
+        )
+
+    def milder(self, program: Program, context: Context) -> Milder:
+        """Less and less is removed."""
+        shares = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+        return Milder([self._times(share) for share in shares])
+
+    def space(self, program: Program, target: Target) -> dict[str, Sequence[Any]]:
+        """How much to remove."""
+        return {"ratio": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+
+    def _times(self, share: float) -> Prune:
+        layers = tuple(f"{name}={ratio * share:.4g}" for name, ratio in self._ratios().items())
+        return replace(self, ratio=self.ratio * share, layers=layers)
+
+    def _ratios(self) -> dict[str, float]:
+        """The ratios of single layers, by pattern."""
+        pairs = [text.rpartition("=") for text in self.layers]
+        try:
+            ratios = {name: float(ratio) for name, _, ratio in pairs}
+        except ValueError as error:
+            raise ValueError(f"layers={self.layers} must be texts such as layer4*=0.5") from error
+        if not all(name and 0 <= ratio < 1 for name, ratio in ratios.items()):
+            raise ValueError(f"layers={self.layers}: ratios must be at least 0 and less than 1")
+        return ratios
+
+    def _skipped(self, group: Group) -> bool:
+        names = _layer_names(group)
+        return any(fnmatchcase(name, pattern) for name in names for pattern in self.skip)
+
+
+def _rows(program: Program, structure: Structure, units: Sequence[int]) -> Rows:
+    """The outputs of layers that are left."""
+    gone = structure.gone(units)
+    found = {}
+    for node in program.nodes:
+        leaf: Any = program.leaf(node) if node.op == "call_module" else None
+        if leaf is not None and takes_channels(leaf) and id(leaf.weight) in structure.trace.weights:
+            outputs = structure.trace.weights[id(leaf.weight)][1][0]
+            found[str(node.target)] = torch.from_numpy(np.flatnonzero(~gone[outputs]))
+    return found
+
+
+def _layer_names(group: Group) -> set[str]:
+    """The layers whose channels are concerned, and their weights."""
+    weights = {side.name for side in group.sides}
+    return weights | {name.rpartition(".")[0] for name in weights}
+
+
+def _check_names(structure: Structure, patterns: Sequence[str]) -> None:
+    names = {name for group in structure.groups for name in _layer_names(group)}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise PassError(
+                f"prune: no layer that can lose channels is called {pattern!r}",
+                hint=f"such layers are {', '.join(sorted(names)[:5])}, ...",
+            )
+
+
+def _summary(
+    groups: Sequence[Group],
+    removed: dict[int, list[int]],
+    before: int,
+    after: int,
+    fitted: int,
+) -> str:
+    if not any(removed.values()):
+        return "nothing to remove"
+    count, total = sum(map(len, removed.values())), sum(map(len, groups))
+    concerned = sum(map(bool, removed.values()))
+    fit = f", {fitted} layers fitted" if fitted else ""
+    return (
+        f"{count} of {total} units in {concerned} groups, "
+        f"{100 * (1 - after / max(before, 1)):.0f} % of the weights{fit}"
+    )

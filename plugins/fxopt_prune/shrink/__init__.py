@@ -1,0 +1,6 @@
+"""Removes units of a program: weights get smaller, layers and sizes follow."""
+
+from fxopt_prune.shrink.shrink import remove
+from fxopt_prune.shrink.zeros import zeroed
+
+__all__ = ["remove", "zeroed"]

@@ -1,0 +1,85 @@
+"""The pass ``distill``: the program learns what the original model says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fxopt.plugin import Context, Lossy, Pass, PassError, PassInfo, PassResult, Program
+from fxopt_recover.hints import Hints, Kind
+from fxopt_recover.objective import Imitation, Match
+from fxopt_recover.zeros import keeper
+
+
+@dataclass(frozen=True)
+class Distill(Pass):
+    """Trains towards the outputs of the original model, as it was before any pass.
+
+    With labels, the user's loss counts as well; without, the original alone says what is right.
+
+    Attributes:
+        match: How outputs are compared: class scores by the divergence of their softmax at a
+            ``temperature`` (``logits``, Hinton et al., "Distilling the Knowledge in a Neural
+            Network", 2015), any outputs by their mean squared error relative to the original's
+            (``outputs``), or ``auto``: scores where there is one output of shape (batch, classes).
+        temperature: Softens both softmaxes; the gradient is scaled by its square.
+        weight: What the original says counts for, against the labels; 1 without labels.
+        hints: What else is imitated within: nothing (``off``); where the network attends to, the
+            normalised mean square over channels (``attention``, Zagoruyko and Komodakis, 2017);
+            or the values themselves, through the best linear map where there are fewer channels
+            (``features``, as FitNets, Romero et al. 2015).
+        layers: Names of the layers whose outputs those hints take; ``*`` matches any text. By
+            default the last layer of each size of image or number of tokens.
+        hint_weight: What the hints count for, relative to the outputs.
+        keep_zeros: Whether weights that are zero stay zero, as after pruning single weights.
+    """
+
+    match: Match = "auto"
+    temperature: float = 4.0
+    weight: float = 0.9
+    hints: Kind = "off"
+    layers: tuple[str, ...] = ()
+    hint_weight: float = 1.0
+    keep_zeros: bool = True
+
+    info: ClassVar[PassInfo] = PassInfo(
+        name="distill", stage="recover", fidelity=Lossy(), needs=("training",)
+    )
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be positive")
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight={self.weight} must be between 0 and 1")
+        if self.hint_weight < 0:
+            raise ValueError(f"hint_weight={self.hint_weight} must not be negative")
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Trains.
+
+        Raises:
+            PassError: There is no original to learn from, or ``layers`` match none.
+        """
+        assert context.training is not None
+        if context.original is None:
+            raise PassError("distill needs the original program, and the context has none")
+        teacher = context.original.clone()  # it moves to where training happens
+        hints = Hints.between(program, teacher, self.hints, self.layers)
+        imitation = Imitation(
+            teacher,
+            context.training.criterion_of(program),
+            match=self.match,
+            temperature=self.temperature,
+            weight=self.weight,
+            hints=hints,
+            hint_weight=self.hint_weight,
+        )
+        keep = keeper(program) if self.keep_zeros else None
+        with hints:
+            trained = context.training.train(
+                program, name="distill", objective=imitation, after_step=keep
+            )
+        with program.edit() as edit, edit.together("weights trained"):
+            pass
+        told = f", {len(hints)} hints" if len(hints) else ""
+        return edit.result(f"trained for {trained}{told}", losses=list(trained.losses))

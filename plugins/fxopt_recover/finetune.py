@@ -1,0 +1,42 @@
+"""The pass ``finetune``: trains the program on the user's data and loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fxopt.plugin import Context, Lossy, Pass, PassError, PassInfo, PassResult, Program
+from fxopt_recover.zeros import keeper
+
+
+@dataclass(frozen=True)
+class Finetune(Pass):
+    """Trains all weights as ``fxopt.optimize(training=)`` says.
+
+    Attributes:
+        keep_zeros: Whether weights that are zero stay zero, as after pruning single weights.
+    """
+
+    keep_zeros: bool = True
+
+    info: ClassVar[PassInfo] = PassInfo(
+        name="finetune", stage="recover", fidelity=Lossy(), needs=("training",), before=("distill",)
+    )
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Trains.
+
+        Raises:
+            PassError: The data have no labels.
+        """
+        assert context.training is not None
+        if not context.training.labelled:
+            raise PassError(
+                "finetune needs labels and a loss: give fxopt.Training(data, loss=)",
+                hint="distill learns from the original model, without labels",
+            )
+        keep = keeper(program) if self.keep_zeros else None
+        trained = context.training.train(program, name="finetune", after_step=keep)
+        with program.edit() as edit, edit.together("weights trained"):
+            pass
+        return edit.result(f"trained for {trained}", losses=list(trained.losses))

@@ -1,0 +1,67 @@
+"""Removes units at random and compares with zeros in their place."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxopt.testing import make_case
+from fxopt.testing.reference import randomize
+from fxopt_prune.channels import find_groups
+from fxopt_prune.shrink import remove, zeroed
+
+F64 = torch.float64
+
+
+def case_of(model, *inputs):
+    torch.manual_seed(0)
+    return make_case("case", randomize(model.double()).eval(), *inputs)
+
+
+def random(*shape):
+    torch.manual_seed(1)
+    return torch.randn(*shape, dtype=F64)
+
+
+def drawn(structure, share, seed=0, inexact=False):
+    """Units of each group at random; at least one of each stays."""
+    numbers, units = np.random.default_rng(seed), []
+    for group in structure.groups:
+        if len(group) > 1 and (group.exact or inexact):
+            count = min(len(group) - 1, max(1, round(len(group) * share)))
+            units += numbers.choice(group.units, count, replace=False).tolist()
+    return units
+
+
+def removed(case, share=0.4, seed=0, inexact=False):
+    """The program without some units, the one with zeros instead, and what was found in it."""
+    program = case.program.clone()
+    structure = find_groups(program)
+    units = drawn(structure, share, seed, inexact)
+    twin = zeroed(program, structure, units)
+    edit = program.edit()
+    with edit:
+        remove(program, edit, structure, units, "some units")
+    program.verify()
+    return program, twin, structure
+
+
+def check(case, share=0.4, seed=0):
+    """What is left computes what zeros compute, at both batch sizes; what was found."""
+    program, twin, structure = removed(case, share, seed)
+    for actual, expected in zip(case.outputs(program), case.outputs(twin), strict=True):
+        for one, other in zip(actual, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+    return structure
+
+
+def check_model(model, *inputs, share=0.4):
+    return check(case_of(model, *inputs), share)
+
+
+def groups_of(structure):
+    """Sizes of groups by name."""
+    return {group.name: len(group) for group in structure.groups}
+
+
+def conv(inputs, outputs, **settings):
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **settings)

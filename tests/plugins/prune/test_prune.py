@@ -1,0 +1,306 @@
+"""The pass: how much goes, of what, and what is left."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import fxopt
+from fxopt.errors import CalibrationError, PassError
+from fxopt.passes import Calibration, format_pass
+from fxopt.registry import default_registry
+from fxopt.testing import check_pass, make_case, run_pass
+from fxopt.training import Trainer, Training
+from fxopt_prune import Prune
+from fxopt_prune.channels import find_groups
+from fxopt_prune.importance import scores_of
+from tests.plugins.prune.support import case_of, conv, groups_of, random
+
+
+def chain(*channels, last=3):
+    layers = []
+    for inputs, outputs in zip((3, *channels), channels, strict=False):
+        layers += [conv(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], last)
+    )
+
+
+def image_case(*channels):
+    return case_of(chain(*channels), random(4, 3, 8, 8))
+
+
+def widths(program):
+    return [program.leaf(node).out_channels for node in program.find(nn.Conv2d)]
+
+
+def pruned(case, **settings):
+    return run_pass(Prune(**settings), case)
+
+
+@pytest.mark.parametrize(
+    "check",
+    check_pass(
+        Prune(),
+        cases=[image_case(8, 6)],
+        expected_failures={"is_idempotent[case]": "what is left can be pruned again"},
+    ),
+    ids=str,
+)
+def test_conformance(check):
+    check()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "round_to", "expected"),
+    [
+        (0.3, 1, [14, 22, 34]),
+        (0.5, 1, [10, 16, 24]),
+        (0.3, 8, [16, 24, 32]),  # 14 and 22 and 34 to the nearest multiples
+        (0.9, 8, [8, 8, 8]),
+        (0.9, 1, [2, 3, 5]),
+        (0.99, 1, [1, 1, 1]),
+        (0.0, 1, [20, 32, 48]),
+        (0.3, 64, [14, 22, 34]),  # too small for such multiples
+    ],
+)
+def test_shares_and_multiples(ratio, round_to, expected):
+    program, result = pruned(image_case(20, 32, 48), ratio=ratio, round_to=round_to)
+    assert widths(program) == expected
+    assert result.changed == (ratio > 0)
+
+
+def test_the_smallest_go():
+    case = image_case(6)
+    (node,) = case.program.find(nn.Conv2d)
+    layer = case.program.leaf(node)
+    with torch.no_grad():
+        layer.weight[[1, 4]] *= 1e-3
+    wanted = layer.weight[[0, 2, 3, 5]].clone()
+    program, _ = pruned(case, ratio=1 / 3, reconstruct=False, round_to=1)
+    (node,) = program.find(nn.Conv2d)
+    assert torch.equal(program.leaf(node).weight, wanted)
+
+
+def test_of_equal_ones_the_first_go():
+    case = image_case(4)
+    with torch.no_grad():
+        for parameter in case.program.module.parameters():
+            parameter.fill_(0.5)
+    program, result = pruned(case, ratio=0.5, round_to=1, reconstruct=False)
+    assert widths(program) == [2]
+    assert result.details["units"] == 2
+
+
+def test_layers_can_have_ratios_of_their_own_or_stay():
+    program, _ = pruned(
+        image_case(20, 20, 20), layers=("3=0.5", "6.*=0.1"), round_to=1, skip=("0",)
+    )
+    assert widths(program) == [20, 10, 18]
+
+
+def test_globally_layers_that_matter_less_lose_more():
+    case = image_case(20, 20)
+    structure = find_groups(case.program)
+    with torch.no_grad():  # half of the first layer's channels hardly matter
+        for side in structure.groups[0].sides:
+            side.tensor.index_fill_(side.dim, torch.arange(10), 1e-6)
+    program, _ = pruned(case, scope="global", ratio=0.25, round_to=1, reconstruct=False)
+    assert widths(program) == [10, 20]
+
+
+@pytest.mark.parametrize("name", ["0.typo", "nothing*"])
+def test_names_that_match_nothing_are_errors(name):
+    with pytest.raises(PassError, match="no layer that can lose channels is called"):
+        pruned(image_case(8), skip=(name,))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"ratio": 1.0}, {"ratio": -0.1}, {"round_to": -1}, {"samples": 0}, {"layers": ("conv",)},
+     {"layers": ("conv=2",)}, {"layers": ("=0.5",)}],
+)  # fmt: skip
+def test_settings_are_checked(settings):
+    with pytest.raises(ValueError, match="must"):
+        Prune(**settings)
+
+
+def test_the_text_form():
+    item = Prune(ratio=0.4, layers=("layer4*=0.6",), scope="global")
+    text = "prune{ratio=0.4,scope='global',layers=('layer4*=0.6',)}"
+    assert default_registry().parse(text) == [item]
+    assert default_registry().parse(format_pass(item)) == [item]
+
+
+def test_nothing_to_prune():
+    case = case_of(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), random(2, 3, 4))
+    reason = Prune().inapplicable(case.program, case.context())
+    assert reason is not None
+    assert "no channel" in reason
+
+
+def test_single_channels_stay():
+    program, result = pruned(image_case(1, 1))
+    assert not result.changed
+    assert widths(program) == [1, 1]
+
+
+def test_frozen_parameters_stay_frozen():
+    case = image_case(8)
+    for parameter in case.program.module.parameters():
+        parameter.requires_grad_(False)
+    program, _ = pruned(case, importance="taylor")
+    assert not any(parameter.requires_grad for parameter in program.module.parameters())
+
+
+# -- importance ------------------------------------------------------------------------------
+
+
+def influence(case, group):
+    """How much outputs change when single units are zero, by definition."""
+    with torch.no_grad():
+        (before,) = case.program(*case.inputs[0])
+        found = []
+        for unit in range(len(group)):
+            twin = case.program.clone()
+            for side in group.sides:
+                own = dict(twin.module.named_parameters())
+                if side.name in own:
+                    own[side.name].index_fill_(side.dim, torch.tensor(side.positions[unit]), 0)
+            found.append(float((twin(*case.inputs[0])[0] - before).norm()))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize(
+    ("importance", "least"), [("magnitude", 0.4), ("activation", 0.9), ("taylor", 0.6)]
+)
+def test_what_matters_more_has_a_larger_score(importance, least):
+    case = image_case(24)
+    structure = find_groups(case.program)
+    (group,) = structure.groups
+    strength = torch.logspace(-2, 1, 24, dtype=torch.float64)[torch.randperm(24)]
+    (norm,) = case.program.find(nn.BatchNorm2d)
+    with torch.no_grad():
+        case.program.leaf(norm).weight.mul_(strength)
+        case.program.leaf(norm).bias.mul_(strength)
+    (scores,) = scores_of(case.program, structure, case.context(), importance)
+    both = torch.stack([torch.tensor(scores), influence(case, group)])
+    ranks = both.argsort(1).argsort(1).double()
+    assert torch.corrcoef(ranks)[0, 1] > least
+    assert (torch.tensor(scores) >= 0).all()
+
+
+def test_gradients_are_of_the_users_loss():
+    case = image_case(6)
+    structure = find_groups(case.program)
+    data = [(case.inputs[0][0], torch.tensor([0, 1, 2, 0]))]
+    context = replace(case.context(), training=Trainer(Training(data)))
+    (scores,) = scores_of(case.program, structure, context, "gradient")
+    loss = nn.functional.cross_entropy(case.program.call(data[0][0]), data[0][1])
+    loss.backward()
+    own = dict(case.program.module.named_parameters())
+    (group,) = structure.groups
+    wanted = torch.zeros(6, dtype=torch.float64)
+    for side in group.sides:
+        if side.name in own:
+            each = own[side.name].grad.abs().movedim(side.dim, 0).reshape(6, -1).sum(1)
+            wanted += each[torch.tensor(side.positions).flatten()]
+    torch.testing.assert_close(torch.tensor(scores), wanted)
+
+
+@pytest.mark.parametrize("importance", ["activation", "gradient", "taylor"])
+def test_data_are_asked_for(importance):
+    case = image_case(6)
+    context = replace(case.context(), calibration=None)
+    with pytest.raises(CalibrationError, match=r"needs (calibration )?data"):
+        Prune(importance=importance).run(case.program.clone(), context)
+
+
+def test_chance_is_seeded():
+    case, seeds = image_case(32), (0, 0, 1)
+    found = []
+    for seed in seeds:
+        program = case.program.clone()
+        Prune(importance="random").run(program, replace(case.context(), seed=seed))
+        found.append(program.fingerprint())
+    assert found[0] == found[1] != found[2]
+
+
+# -- reconstruction --------------------------------------------------------------------------
+
+
+def error(case, program):
+    (wanted, *_), (got, *_) = case.outputs()[0], case.outputs(program)[0]
+    return float((got - wanted).norm() / wanted.norm())
+
+
+def test_what_is_redundant_can_go_without_a_loss():
+    """Channels that are copies of others are made up for exactly."""
+    model = nn.Sequential(conv(3, 6, bias=False), nn.ReLU(), conv(6, 8), nn.Tanh(), conv(8, 2))
+    case = case_of(model, random(4, 3, 8, 8))
+    first, *_ = case.program.find(nn.Conv2d)
+    with torch.no_grad():
+        weight = case.program.leaf(first).weight
+        weight[3:] = 0.5 * weight[:3]
+    settings = {"layers": ("0=0.5", "2=0"), "round_to": 1}
+    plain, _ = pruned(case, reconstruct=False, **settings)
+    fitted, result = pruned(case, **settings)
+    assert widths(fitted) == [3, 8, 2]
+    assert error(case, plain) > 0.1
+    assert error(case, fitted) < 2e-3  # the ridge holds weights back a little
+    assert result.details["fitted"] == 3
+
+
+@pytest.mark.parametrize("channels", [(16,), (16, 24)])
+def test_fitting_errs_less(channels):
+    case = image_case(*channels)
+    plain, _ = pruned(case, reconstruct=False)
+    fitted, _ = pruned(case)
+    assert error(case, fitted) < 0.7 * error(case, plain)
+
+
+def test_layers_called_twice_are_fitted_once_or_left():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.twice, self.head = conv(3, 8), conv(8, 8), conv(8, 2)
+
+        def forward(self, x):
+            return self.head(self.twice(torch.relu(self.twice(self.stem(x)))))
+
+    case = case_of(Twice(), random(4, 3, 8, 8))
+    fitted, result = pruned(case)
+    fitted.verify()
+    assert result.details["fitted"] == 2
+
+
+# -- in a pipeline ---------------------------------------------------------------------------
+
+
+def test_a_pipeline_with_folding_and_int8():
+    torch.manual_seed(0)
+    model, x = chain(16, 16).eval(), torch.randn(8, 3, 16, 16)
+    fast = fxopt.optimize(
+        model, (x,), passes="prune{ratio=0.5,round_to=8},fold_bn,quantize", calibration=[x],
+        backends=["eager", "onednn"],
+    )  # fmt: skip
+    assert [record.name for record in fast.report.passes][:3] == ["prune", "fold_bn", "quantize"]
+    assert fast.report.passes[0].status in ("applied", "rolled back")
+    assert model[0].weight.shape[0] == 16  # the user's model is as it was
+    assert fast(x).shape == (8, 3)
+    assert fast(x[:3]).shape == (3, 3)
+
+
+def test_a_drift_is_kept_by_pruning_less():
+    torch.manual_seed(0)
+    case = make_case("case", chain(32, 32).eval(), torch.randn(8, 3, 16, 16))
+    options = Prune(ratio=0.5).milder(case.program.clone(), case.context()).passes
+    ratios = [option.ratio for option in options]
+    assert ratios == sorted(ratios, reverse=True)
+    assert max(ratios) < 0.5
+    assert isinstance(case.context().calibration, Calibration)
+
+
+def test_groups_are_named_after_what_makes_them():
+    assert groups_of(find_groups(image_case(4, 6).program)) == {"0.weight": 4, "3.weight": 6}

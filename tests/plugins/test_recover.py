@@ -1,0 +1,196 @@
+"""finetune and distill: what they train towards, what they keep, and what they refuse."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fxopt
+from fxopt.cost import find_target
+from fxopt.errors import PassError
+from fxopt.frontend import capture_program
+from fxopt.passes import Context
+from fxopt.training import Trainer, Training
+from fxopt_prune import Prune
+from fxopt_recover import Distill, Finetune
+from fxopt_recover.hints import Hints
+from fxopt_recover.objective import Imitation, relative_square
+
+CPU = find_target("cpu")
+X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+LABELS = torch.arange(64) % 4
+
+
+def net(width=16):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[-1].weight.mul_(20)  # as sure of its answers as a trained one
+        for _ in range(30):
+            model(X)  # batch norms find their statistics
+    return model.eval()
+
+
+def program_of(model):
+    return capture_program(model, (X[:4],), {}).clone()
+
+
+def batches(labelled):
+    pairs = list(zip(X.split(16), LABELS.split(16), strict=True))
+    return pairs if labelled else [x for x, _ in pairs]
+
+
+def context(program, labelled=False, **settings):
+    given = {"learning_rate": 3e-2, "epochs": 8, **settings}
+    training = Training(batches(labelled), loss="cross_entropy" if labelled else None, **given)
+    return Context(CPU, training=Trainer(training), original=program)
+
+
+def outputs(program):
+    with torch.no_grad():
+        return program(X)[0]
+
+
+def halved(program):
+    student = program.clone()
+    Prune(ratio=0.5, round_to=1, reconstruct=False).run(student, Context(CPU))
+    return student
+
+
+# -- finetune --------------------------------------------------------------------------------
+
+
+def test_finetuning_lowers_the_loss_and_keeps_zeros():
+    program = program_of(net())
+    (first, *_) = program.find(nn.Conv2d)
+    weight = program.leaf(first).weight
+    zeros = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    with torch.no_grad():
+        weight[zeros] = 0
+    result = Finetune().run(program, context(program, labelled=True))
+    assert result.changed
+    assert result.details["losses"][-1] < result.details["losses"][0]
+    trained = program.leaf(first).weight
+    assert not trained[zeros].any()
+    assert trained[~zeros].all()
+
+
+def test_zeros_can_be_given_up():
+    program = program_of(net())
+    (first, *_) = program.find(nn.Conv2d)
+    with torch.no_grad():
+        program.leaf(first).weight[:, 0] = 0
+    Finetune(keep_zeros=False).run(program, context(program, labelled=True))
+    assert program.leaf(first).weight[:, 0].any()
+
+
+def test_finetuning_needs_labels():
+    program = program_of(net())
+    with pytest.raises(PassError, match="needs labels"):
+        Finetune().run(program, context(program))
+
+
+# -- distill ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hints", ["off", "attention", "features"])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_pruned_student_comes_nearer_to_its_teacher(hints, labelled):
+    teacher = program_of(net())
+    before, wanted = teacher.fingerprint(), outputs(teacher)
+    student = halved(teacher)
+    start = float(relative_square(outputs(student), wanted))
+    item = Distill(hints=hints, match="outputs", weight=0.99)
+    result = item.run(student, context(teacher, labelled))
+    assert float(relative_square(outputs(student), wanted)) < 0.5 * start
+    assert teacher.fingerprint() == before
+    assert ("hints" in result.summary) == (hints != "off")
+    leaves = [student.leaf(node) for node in student.nodes if node.op == "call_module"]
+    assert not any(leaf._forward_hooks for leaf in leaves)
+
+
+def objective(teacher, criterion=None, **settings):
+    given = {"match": "auto", "temperature": 2.0, "weight": 1.0, "hint_weight": 1.0, **settings}
+    hints = given.pop("hints", None) or Hints(teacher, teacher, [], "off")
+    return Imitation(teacher, criterion, hints=hints, **given)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_scores_are_compared_as_hinton_does(temperature):
+    teacher, student = program_of(net()), program_of(net(8))
+    y = student(X)
+    found = objective(teacher, temperature=temperature)(y, [X], None)
+    p, q = (softmax(z.detach().numpy() / temperature) for z in (outputs(teacher), y[0]))
+    wanted = temperature**2 * (p * (np.log(p) - np.log(q))).sum(-1).mean()
+    assert float(found.detach()) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_labels_count_for_the_rest():
+    teacher, student = program_of(net()), program_of(net(8))
+    y = student(X)
+
+    def criterion(flat, target):
+        return nn.functional.cross_entropy(flat[0], target)
+
+    alone = float(objective(teacher)(y, [X], None))
+    labels = float(criterion(y, LABELS))
+    found = float(objective(teacher, criterion, weight=0.3)(y, [X], LABELS))
+    assert found == pytest.approx(0.3 * alone + 0.7 * labels, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["attention", "features"])
+def test_hints_of_equals_are_zero_and_of_others_are_not(kind):
+    teacher = program_of(net())
+    for student, least, most in ((teacher.clone(), 0.0, 1e-9), (halved(teacher), 1e-4, 2.0)):
+        hints = Hints.between(student, teacher, kind, ())
+        with hints:
+            student(X), teacher(X)
+            assert least <= float(hints.distance()) <= most
+        assert len(hints) == 2  # the last layers of images of 8 x 8 and of 4 x 4
+
+
+def test_layers_of_hints_are_named():
+    teacher = program_of(net())
+    assert len(Hints.between(teacher.clone(), teacher, "attention", ("3", "1"))) == 2
+    with pytest.raises(PassError, match="no layer of both networks is called 'typo'"):
+        Hints.between(teacher.clone(), teacher, "attention", ("typo",))
+
+
+def test_an_original_is_needed():
+    program = program_of(net())
+    with pytest.raises(PassError, match="needs the original"):
+        Distill().run(program, replace(context(program), original=None))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.0}, {"weight": 1.5}, {"weight": -0.1}, {"hint_weight": -1.0}]
+)
+def test_settings_are_checked(settings):
+    with pytest.raises(ValueError, match="must"):
+        Distill(**settings)
+
+
+def test_the_whole_pipeline_learns_from_the_original():
+    model = net()
+    passes = "prune{ratio=0.5,round_to=1,reconstruct=false},distill{match=outputs},fold_bn"
+    training = Training(batches(labelled=False), loss=None, epochs=8, learning_rate=3e-2)
+    fast = fxopt.optimize(
+        model, (X[:8],), passes=passes, backends=["eager"], calibration=[X], training=training
+    )
+    names = {record.name: record for record in fast.report.passes}
+    assert list(names) == ["prune", "distill", "fold_bn"]
+    distilled = names["distill"]
+    assert distilled.status == "applied" or "not faster" in distilled.reason  # it is tiny
+    assert names["distill"].drift < names["prune"].drift
+    assert model[0].weight.shape[0] == 16
