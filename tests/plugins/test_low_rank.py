@@ -197,9 +197,8 @@ GEOMETRIES = {
 }
 
 
-@pytest.mark.parametrize("method", ["svd", "spatial", "tucker"])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_geometry_is_kept(name, method):
+def test_geometry_is_kept(name):
     """A weight of low rank is represented exactly, whatever the geometry."""
     conv = GEOMETRIES[name]
     shape = conv.weight.shape
@@ -209,9 +208,10 @@ def test_geometry_is_kept(name, method):
     with torch.no_grad():
         conv.weight.copy_(low)
     case = make_case("case", model, torch.randn(2, 16, 9, 8, dtype=F64))
-    program, result = run_pass(LowRank(method=method, weighted=False), case)
-    assert result.details["ranks"]
-    assert drift(case, program) < 1e-9
+    for method in ("svd", "spatial", "tucker"):
+        program, result = run_pass(LowRank(method=method, weighted=False), case)
+        assert result.details["ranks"]
+        assert drift(case, program) < 1e-9
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,9 @@ def test_finetuning_needs_labels():
 # -- distill ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hints", ["off", "attention", "features"])
-@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize(
+    ("hints", "labelled"), [("off", False), ("attention", True), ("features", False)]
+)
 def test_a_pruned_student_comes_nearer_to_its_teacher(hints, labelled):
     teacher = program_of(net())
     before, wanted = teacher.fingerprint(), outputs(teacher)
