@@ -1,4 +1,4 @@
-"""Pruning: what matters least is removed for good."""
+"""Pruning: what matters least is removed for good, or becomes zero."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from fxopt.plugin import Pass, hookimpl
 from fxopt_prune.prune import Prune
+from fxopt_prune.sparsify import Sparsify
 
-__all__ = ["Prune", "fxopt_passes"]
+__all__ = ["Prune", "Sparsify", "fxopt_passes"]
 
 
 @hookimpl
 def fxopt_passes() -> Sequence[type[Pass]]:
-    """The pass of this plugin."""
-    return [Prune]
+    """The passes of this plugin."""
+    return [Prune, Sparsify]

@@ -62,7 +62,7 @@ def calibration_of(context: Context, wanted_by: str) -> Calibration:
     """
     if context.calibration is None:
         raise CalibrationError(
-            f"prune{{importance={wanted_by}}} needs calibration data",
+            f"importance={wanted_by} needs calibration data",
             hint="give fxopt.optimize(calibration=), an iterable of batches",
         )
     return context.calibration

@@ -357,6 +357,42 @@ def test_tied_weights_stay_tied():
     assert [len(group) for group in structure.groups] == [6]
 
 
+def test_a_norm_without_weights_that_is_called_twice():
+    def call(m, x):
+        x = m.norm(torch.relu(m.first(x)))
+        return m.third(m.norm(torch.relu(m.second(x))))
+
+    layers = {"first": conv(3, 8), "second": conv(8, 8), "third": conv(8, 3)}
+    model = Forward(call, **layers, norm=nn.InstanceNorm2d(8))
+    structure = check_model(model, random(2, 3, 6, 6))
+    assert groups_of(structure) == {"first.weight": 8, "second.weight": 8}
+
+
+@pytest.mark.parametrize(
+    ("norm", "inexact"),
+    [
+        (lambda m, x: F.instance_norm(x), False),
+        (lambda m, x: F.group_norm(x, 2), True),
+        (lambda m, x: F.layer_norm(x.movedim(1, -1), (8,)).movedim(-1, 1), True),
+        (lambda m, x: F.rms_norm(x.movedim(1, -1), (8,)).movedim(-1, 1), True),
+    ],
+)
+def test_norms_as_functions(norm, inexact):
+    model = Forward(
+        lambda m, x: m.third(m.second(norm(m, m.first(x)))),
+        first=conv(3, 8), second=conv(8, 6), third=conv(6, 3),
+    )  # fmt: skip
+    case = case_of(model, random(2, 3, 6, 6))
+    structure = check(case)
+    assert not structure.barriers
+    assert {group.name: group.exact for group in structure.groups} == {
+        "first.weight": not inexact,
+        "second.weight": True,
+    }
+    program, _, _ = removed(case, inexact=True)
+    assert all(torch.isfinite(y).all() for (y,) in case.outputs(program))
+
+
 @settings(max_examples=20, deadline=None)
 @given(case=generated_cases(), share=st.sampled_from([0.1, 0.3, 0.6]), seed=st.integers(0, 99))
 def test_generated_models(case, share, seed):

@@ -1,0 +1,187 @@
+"""The pass ``sparsify``: single weights become zero; shapes stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from fxopt.plugin import (
+    Context,
+    Edit,
+    Lossy,
+    Milder,
+    Pass,
+    PassError,
+    PassInfo,
+    PassResult,
+    Program,
+    Target,
+)
+from fxopt_prune.energies import input_energies
+from fxopt_prune.importance import calibration_of
+from fxopt_prune.select import Scope
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Sparsify(Pass):
+    """Sets the weights to zero that matter least.
+
+    Kernels that gain by it are rare, and where nothing gets faster the pass is rolled back like any
+    lossy one; ``finetune`` and ``distill`` keep the zeros.
+
+    Attributes:
+        ratio: The share of weights that become zero, from 0 to less than 1.
+        threshold: If it is not 0, weights of a smaller magnitude become zero instead of a share.
+        pattern: ``any``, or ``n:m``: of m weights in a row along the inputs, the n that matter
+            most stay, such as ``2:4`` (Mishra et al., "Accelerating Sparse Deep Neural Networks",
+            2021). What is left over at the end of a row stays.
+        importance: The ``magnitude`` of a weight, or that times the norm of what it multiplies on
+            calibration data, among the weights of one output (``activation``: Sun et al., "A
+            Simple and Effective Pruning Approach for Large Language Models", 2024).
+        scope: Whether each layer loses its share, or all together (``global``).
+        skip: Names of layers that stay; ``*`` matches any text.
+    """
+
+    ratio: float = 0.5
+    threshold: float = 0.0
+    pattern: str = "any"
+    importance: Literal["magnitude", "activation"] = "magnitude"
+    scope: Scope = "layer"
+    skip: tuple[str, ...] = ()
+
+    info: ClassVar[PassInfo] = PassInfo(
+        name="sparsify", stage="structure", fidelity=Lossy(), after=("prune", "low_rank")
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio={self.ratio} must be at least 0 and less than 1")
+        if self.threshold < 0:
+            raise ValueError(f"threshold={self.threshold} must not be negative")
+        if self.pattern != "any":
+            few, many = self._pattern
+            if not 0 < few < many:
+                raise ValueError(f"pattern={self.pattern} must be n:m with 0 < n < m")
+
+    def inapplicable(self, program: Program, context: Context) -> str | None:
+        """There is nothing to do without a linear layer or convolution."""
+        found = any(program.find(*_LAYERS))
+        return None if found else "there is no linear layer and no convolution"
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Finds what matters least, and sets it to zero.
+
+        Raises:
+            CalibrationError: Data are needed, and there are none.
+            PassError: ``skip`` matches no layer.
+        """
+        weights = dict(self._weights(program))
+        scores = self._scores(program, context, weights)
+        masks = self._masks(weights, scores)
+        zeros = sum(int((~mask).sum()) for mask in masks.values())
+        with program.edit() as edit:
+            if any(bool(weights[name][~mask].any()) for name, mask in masks.items()):
+                _apply(edit, weights, masks, f"{zeros} weights are zero")
+        total = sum(weight.numel() for weight in weights.values())
+        return edit.result(f"{100 * zeros / max(total, 1):.0f} % of {total} weights", zeros=zeros)
+
+    def milder(self, program: Program, context: Context) -> Milder:
+        """Fewer weights become zero; a pattern has nothing in between."""
+        if self.pattern != "any":
+            return Milder()
+        shares = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+        return Milder(
+            [
+                replace(self, ratio=self.ratio * share, threshold=self.threshold * share)
+                for share in shares
+            ]
+        )
+
+    def space(self, program: Program, target: Target) -> dict[str, Sequence[Any]]:
+        """How many weights become zero."""
+        return {"ratio": [0.3, 0.5, 0.7, 0.9]} if self.pattern == "any" else {}
+
+    @property
+    def _pattern(self) -> tuple[int, int]:
+        few, _, many = self.pattern.partition(":")
+        try:
+            return int(few), int(many)
+        except ValueError as error:
+            raise ValueError(f"pattern={self.pattern} must be any, or n:m such as 2:4") from error
+
+    def _weights(self, program: Program) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights that are looked at, by the name of their first layer; tied ones once."""
+        seen: set[int] = set()
+        nodes = list(program.find(*_LAYERS))
+        for pattern in self.skip:
+            if not any(fnmatchcase(str(node.target), pattern) for node in nodes):
+                raise PassError(f"sparsify: no layer is called {pattern!r}")
+        for node in nodes:
+            weight = program.leaf(node).get_parameter("weight")
+            skipped = any(fnmatchcase(str(node.target), pattern) for pattern in self.skip)
+            if id(weight) not in seen and not skipped and weight.is_floating_point():
+                seen.add(id(weight))
+                yield str(node.target), weight
+
+    def _scores(
+        self, program: Program, context: Context, weights: dict[str, nn.Parameter]
+    ) -> dict[str, torch.Tensor]:
+        """What each weight matters."""
+        magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
+        if self.importance == "magnitude":
+            return magnitudes
+        energies = input_energies(program, calibration_of(context, "activation"))
+        for name, weight in weights.items():
+            if id(weight) in energies:
+                norms = torch.from_numpy(energies[id(weight)]).sqrt().to(weight)
+                magnitudes[name] *= norms.view(1, -1, *[1] * (weight.dim() - 2))
+        return magnitudes
+
+    def _masks(
+        self, weights: dict[str, nn.Parameter], scores: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Which weights stay."""
+        if self.pattern != "any":
+            return {name: _of_each(score, *self._pattern) for name, score in scores.items()}
+        if self.threshold:
+            return {name: weight.abs() >= self.threshold for name, weight in weights.items()}
+        if self.scope == "global" and scores:
+            every = _largest(torch.cat([s.flatten().float() for s in scores.values()]), self.ratio)
+            parts = every.split([score.numel() for score in scores.values()])
+            named = zip(scores.items(), parts, strict=True)
+            return {name: part.view_as(score) for (name, score), part in named}
+        rows = self.importance == "activation"  # outputs differ in the scale of their weights
+        return {name: _largest(s.flatten(1) if rows else s.flatten()[None], self.ratio).view_as(s)
+                for name, s in scores.items()}  # fmt: skip
+
+
+def _apply(
+    edit: Edit, weights: dict[str, nn.Parameter], masks: dict[str, torch.Tensor], what: str
+) -> None:
+    with edit.together(what) as permitted, torch.no_grad():
+        for name, mask in masks.items() if permitted else ():
+            weights[name].mul_(mask)
+
+
+def _largest(scores: torch.Tensor, ratio: float) -> torch.Tensor:
+    """All but the lowest share along the last dimension; of equal ones the first go."""
+    count = round(ratio * scores.shape[-1])
+    lowest = scores.argsort(dim=-1, stable=True)[..., :count]
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(-1, lowest, False)
+
+
+def _of_each(scores: torch.Tensor, few: int, many: int) -> torch.Tensor:
+    """The largest few of each many in a row along dimension 1."""
+    rows = scores.movedim(1, -1)
+    whole = rows.shape[-1] - rows.shape[-1] % many
+    blocks = rows[..., :whole].unflatten(-1, (-1, many))
+    mask = torch.ones_like(rows, dtype=torch.bool)
+    mask[..., :whole] = _largest(blocks, 1 - few / many).flatten(-2)
+    return mask.movedim(-1, 1)
