@@ -320,6 +320,18 @@ class Unknown(nn.Module):
         return self.third(torch.relu(self.second(torch.cumsum(self.first(x).sort(dim=1)[0], 1))))
 
 
+def test_axes_are_swapped_and_a_bias_is_expanded():
+    def call(m, x):
+        y = m.first(x).swapaxes(1, -1)
+        return m.last((y + m.bias.expand_as(y)).swapdims(-1, 1))
+
+    model = Forward(call, first=conv(3, 8), last=conv(8, 3))
+    model.bias = nn.Parameter(torch.randn(1, 1, 1, 8))
+    structure = check_model(model, random(2, 3, 6, 6))
+    assert not structure.barriers
+    assert groups_of(structure) == {"first.weight": 8}
+
+
 def test_what_is_not_known_is_a_named_barrier():
     structure = check_model(Unknown(), random(2, 3, 6, 6))
     assert groups_of(structure) == {"second.weight": 8}

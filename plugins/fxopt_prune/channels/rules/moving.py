@@ -42,11 +42,11 @@ def permute(call: Call) -> Dims:
     return tuple(x[dim] for dim in call.arguments["dims"])
 
 
-@rule(aten.transpose.int)
+@rule(aten.transpose.int, aten.swapaxes.default, aten.swapdims.default)
 def transpose(call: Call) -> Dims:
     """Exchanges two dimensions."""
     x = list(call.first())
-    one, other = call.arguments["dim0"], call.arguments["dim1"]
+    _, one, other = call.arguments.values()
     x[one], x[other] = x[other], x[one]
     return tuple(x)
 
@@ -241,7 +241,7 @@ def _padded(call: Call, x: Dims, dim: int, amounts: tuple[int, int], constant: b
     return along(x, dim, lambda labels: np.concatenate([before, labels, after]))
 
 
-@rule(aten.expand.default)
+@rule(aten.expand.default, aten.expand_as.default)
 def expand(call: Call) -> Dims:
     """Dimensions of size 1 are repeated: the copies stay."""
     x = call.first()
