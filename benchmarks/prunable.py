@@ -6,8 +6,8 @@ Usage:
 
 Each model is pruned structurally at 30 % with the default settings, and runs at two batch sizes.
 The strong check: without random units of all groups where zeros do the same, it computes what the
-model computes with zeros in their place. Of detection models it is their backbones. "fixed" are
-weights of which nothing can go, and why; results are kept in --out, from where a run goes on.
+model computes with zeros in their place. Of detection models it is their backbones. Results are
+kept in --out, from where a run goes on.
 """
 
 from __future__ import annotations

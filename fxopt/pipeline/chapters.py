@@ -19,12 +19,12 @@ def chapters(passes: Sequence[Pass]) -> Iterator[Chapter]:
     """
     first = next((i for i, item in enumerate(passes) if _shrinks(item)), len(passes))
     last = max((i for i, item in enumerate(passes) if item.info.stage == "recover"), default=-1)
-    for item in passes[: min(first, len(passes)) if first < last else len(passes)]:
-        yield (item,)
-    if first < last:
-        yield tuple(passes[first : last + 1])
-        for item in passes[last + 1 :]:
-            yield (item,)
+    if first > last:
+        yield from ((item,) for item in passes)
+        return
+    yield from ((item,) for item in passes[:first])
+    yield tuple(passes[first : last + 1])
+    yield from ((item,) for item in passes[last + 1 :])
 
 
 def _shrinks(item: Pass) -> bool:

@@ -98,13 +98,14 @@ class Prune(Pass):
         units = [unit for chosen in removed.values() for unit in chosen]
         before, original = program.weight_bytes(), program.clone()
         rows = _rows(program, structure, units)
+        done = False
         with program.edit() as edit:
             for node, reason in structure.barriers.items():
                 edit.refuse(node, reason)
             if units:
-                remove(program, edit, structure, units, f"{len(units)} units removed")
+                done = remove(program, edit, structure, units, f"{len(units)} units removed")
         fitted = 0
-        if units and self.reconstruct and context.calibration is not None and not edit.exhausted:
+        if done and self.reconstruct and context.calibration is not None:
             fitted = reconstruct(original, program, rows, context, self.samples)
         return edit.result(
             _summary(groups, removed, before, program.weight_bytes(), fitted),

@@ -81,6 +81,15 @@ def test_finetuning_lowers_the_loss_and_keeps_zeros():
     assert trained[~zeros].all()
 
 
+@pytest.mark.parametrize("item", [Finetune(), Distill()], ids=lambda item: item.info.name)
+def test_a_forbidden_rewrite_trains_nothing(item):
+    program = program_of(net())
+    before, program.rewrite_limit = program.fingerprint(), 0
+    result = item.run(program, context(program, labelled=True))
+    assert not result.changed
+    assert program.fingerprint() == before
+
+
 def test_zeros_can_be_given_up():
     program = program_of(net())
     (first, *_) = program.find(nn.Conv2d)

@@ -18,7 +18,7 @@ from fxopt_prune.shrink.layers import set_sizes
 
 def remove(
     program: Program, edit: Edit, structure: Structure, units: Collection[int], what: str
-) -> None:
+) -> bool:
     """Removes units from a program, for good.
 
     Args:
@@ -27,11 +27,14 @@ def remove(
         structure: What :func:`find_groups` has found in it, as it is now.
         units: The classes to remove; of each group some must stay.
         what: The rewrite in words.
+
+    Returns:
+        Whether that was permitted.
     """
     gone = structure.gone(units)
     with edit.together(what) as permitted:
         if not permitted or not len(units):
-            return
+            return False
         calls = {node: Call(structure.trace, node) for node in program.nodes}
         smaller = {
             node: Smaller(call, lambda labels: ~gone[labels]) for node, call in calls.items()
@@ -42,6 +45,7 @@ def remove(
                 _set_leaf(program, edit, node, smaller[node])
             elif node.op == "call_function" and node not in structure.barriers:
                 _set_call(program, edit, node, smaller[node])
+        return True
 
 
 def _shrink_weights(program: Program, structure: Structure, stays: Any) -> None:

@@ -260,6 +260,15 @@ def test_fitting_errs_less(channels):
     assert error(case, fitted) < 0.7 * error(case, plain)
 
 
+def test_one_rewrite_is_removal_and_fitting():
+    case = image_case(16)
+    for limit, like in ((0, case.program), (1, pruned(case)[0])):
+        program = case.program.clone()
+        program.rewrite_limit = limit
+        Prune().run(program, case.context())
+        assert program.fingerprint() == like.fingerprint()
+
+
 def test_layers_called_twice_are_fitted_once_or_left():
     class Twice(nn.Module):
         def __init__(self):
