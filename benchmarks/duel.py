@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rivals import Call
 from rows import RIVAL, Row
@@ -30,11 +30,22 @@ def duel(rows: Sequence[Row], calls: Mapping[str, Call]) -> None:
         best, ratio = (found := verdict(own, rows)).best, found.ratio
         if best is None or ratio is None or ratio < CLOSE:
             continue
-        pair = {row.candidate: calls[row.candidate] for row in (own, best)}
-        times = measure(pair, rounds=_turns(own.milliseconds + best.milliseconds), burst=_BURST)
-        own.duels[best.candidate] = times[own.candidate].median / times[best.candidate].median
+        both = own.milliseconds + best.milliseconds
+        own.duels[best.candidate] = ratio_of(calls[own.candidate], calls[best.candidate], both)
         what = f"{own.candidate} against {best.candidate}: {own.duels[best.candidate]:.3f}"
         print(f"  {what}, {ratio:.3f} in the common race", file=sys.stderr, flush=True)
+
+
+def ratio_of(own: Callable[[], object], rival: Callable[[], object], milliseconds: float) -> float:
+    """The latency of one over that of another, in as many turns as fit into a good half minute.
+
+    Args:
+        own: What is judged.
+        rival: What it is judged by.
+        milliseconds: What a call of both takes, about.
+    """
+    times = measure({"own": own, "rival": rival}, rounds=_turns(milliseconds), burst=_BURST)
+    return times["own"].median / times["rival"].median
 
 
 def _turns(milliseconds: float) -> int:

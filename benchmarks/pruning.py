@@ -92,12 +92,14 @@ def work_of_module(model: nn.Module, example: Any) -> float:
     return counter.get_total_flops() / 2
 
 
-def train(task: Task, program: Program, item: Pass, original: Program, epochs: int) -> None:
+def train(
+    task: Task, program: Program, item: Pass, original: Program, epochs: int, seed: int = 0
+) -> None:
     training = Training(
         task.training, epochs=epochs, optimizer="sgd", learning_rate=0.02, weight_decay=5e-4
     )
     show = partial(print, "  ", file=sys.stderr, flush=True)
-    trainer = Trainer(training, progress=show)
+    trainer = Trainer(training, seed=seed, progress=show)
     item.run(program, Context(find_target("cpu"), training=trainer, original=original))
 
 
@@ -105,20 +107,25 @@ def own(
     task: Task, original: Program, aim: float, options: argparse.Namespace, item: Pass
 ) -> Shrunk:
     """Pruned by fxopt, fitted on the calibration data, and trained."""
+    found = shrunk(task, original, aim, options.round_to)
+    train(task, found.program, item, original, options.epochs)
+    return found
+
+
+def shrunk(task: Task, original: Program, aim: float, round_to: int) -> Shrunk:
+    """Pruned by fxopt and fitted on the calibration data."""
     context = Context(
         find_target("cpu"), calibration=Calibration(task.calibration, original.signature)
     )
 
     def pruned(ratio: float, fit: bool = False) -> Program:
         program = original.clone()
-        Prune(ratio=ratio, reconstruct=fit, round_to=options.round_to).run(program, context)
+        Prune(ratio=ratio, reconstruct=fit, round_to=round_to).run(program, context)
         return program
 
     ratio = bisected(lambda ratio: work(pruned(ratio)), aim)
     program = pruned(ratio, fit=True)
-    found = Shrunk(program, score_of(task, pruned(ratio)), score_of(task, program))
-    train(task, program, item, original, options.epochs)
-    return found
+    return Shrunk(program, score_of(task, pruned(ratio)), score_of(task, program))
 
 
 def rival(task: Task, aim: float, options: argparse.Namespace) -> Shrunk:

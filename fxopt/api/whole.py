@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 from fxopt.api.quality import MAX_CALLS, Call, Quality, compare_models, score_of
 from fxopt.api.request import Request
 from fxopt.emit import OptimizedModule
-from fxopt.frontend import batch_size, with_batch
+from fxopt.errors import CaptureError, InputError
+from fxopt.frontend import batch_size, capture_program, with_batch
 from fxopt.ir import Program
-from fxopt.passes import Calibration, Context, batch_arguments
+from fxopt.passes import Calibration, Context, Pass, batch_arguments
 from fxopt.pipeline import (
     Lowered,
     LoweringJob,
@@ -95,6 +96,8 @@ def optimize_subject(subject: Subject, request: Request) -> Optimized:
     outcome = _run_passes(subject, request, examples, calibration, before)
     original = exact_version(outcome.exact, [run_flat(subject.program, flat) for flat in examples])
     versions = _versions(outcome, original, examples, request)
+    if _is_taught(subject, outcome, request):
+        versions = versions[-1:]  # what has learned nothing is no answer, however fast it is
     gate = _Gate(subject, request, before, list(_calls(subject, calibration)))
     lowered = lower(versions, _job(subject, request, examples, gate))
     records = _settled(outcome.records, lowered, versions)
@@ -125,6 +128,18 @@ def _versions(
     if drift is None and request.max_drop:
         drift = _REDUCED_DRIFT  # the score decides
     return [original, reduced_version(original, drift)] if drift else [original]
+
+
+def _is_taught(subject: Subject, outcome: Outcome, request: Request) -> bool:
+    """Whether the program has learned from a teacher of the user's."""
+    if subject.training is None or subject.training.settings.teacher is None:
+        return False
+    applied = {record.name for record in outcome.records if record.status == "applied"}
+    return any(item.info.name in applied for item in request.passes if _learns(item))
+
+
+def _learns(item: Pass) -> bool:
+    return item.info.stage == "recover"
 
 
 def example_batches(subject: Subject) -> list[list[Any]]:
@@ -168,6 +183,7 @@ def _run_passes(
         examples=examples,
         calibration=calibration,
         training=subject.training,
+        teacher=_teacher(subject),
         seed=request.seed,
         progress=request.progress,
     )
@@ -183,6 +199,39 @@ def _run_passes(
         instruments=instruments_for(request.workdir, request.deadline, request.progress),
     )
     return manager.run(subject.program)
+
+
+def _teacher(subject: Subject) -> Program | None:
+    """The user's own teacher, captured on the same inputs.
+
+    Raises:
+        InputError: It cannot be captured, or yields something else than the model.
+    """
+    model = None if subject.training is None else subject.training.settings.teacher
+    if model is None:
+        return None
+    try:
+        teacher = capture_program(model, *subject.inputs)
+    except CaptureError as error:
+        raise InputError(f"training: the teacher cannot be captured: {error}") from error
+    theirs, own = (_shapes(each) for each in (teacher, subject.program))
+    if theirs != own:
+        raise InputError(
+            f"training: the teacher yields {theirs}, the model {own}",
+            hint="wrap the teacher in a module that yields what the model does",
+        )
+    return teacher
+
+
+def _shapes(program: Program) -> list[tuple[str, ...]]:
+    """Of the outputs; a batch of any size is a *."""
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    values = [node.meta["val"] for node in output.all_input_nodes]
+    return [
+        tuple(str(size) if isinstance(size, int) else "*" for size in value.shape)
+        for value in values
+        if isinstance(value, torch.Tensor)
+    ]
 
 
 class _Gate:

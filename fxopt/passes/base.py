@@ -27,6 +27,8 @@ class Context:
         calibration: Batches to calibrate on; there if the pass declares that it needs them.
         training: Trains programs as the user asked; there if the pass declares that it needs it.
         original: The program before any pass; it must be left as it is.
+        teacher: The user's own, which is learned from instead of the original; it must be left as
+            it is. None where there is none.
         seed: For whatever is random.
         progress: Takes a line to show while a long job runs.
     """
@@ -36,6 +38,7 @@ class Context:
     calibration: Calibration | None = None
     training: Trainer | None = None
     original: Program | None = None
+    teacher: Program | None = None
     seed: int = 0
     progress: Callable[[str], None] = lambda line: None
     analyses: Analyses = field(default_factory=Analyses)

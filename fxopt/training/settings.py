@@ -48,6 +48,9 @@ class Training:
         warmup: Share of the steps in which the learning rate rises from zero.
         precision: What autocast computes in.
         clip: Largest norm of the gradient; by default it is as it comes.
+        teacher: What ``distill`` learns from instead of the original, such as a larger model of
+            which the one to optimize is a smaller version: a module that takes the same inputs
+            and yields outputs of the same shapes. It is not changed.
         validation: Data of the same form, by which the best epoch is chosen; by default the
             weights of the last epoch are kept.
         patience: After so many epochs without a lower loss on ``validation``, or on the training
@@ -67,6 +70,7 @@ class Training:
     warmup: float = 0.05
     precision: Precision = "f32"
     clip: float | None = None
+    teacher: nn.Module | None = None
     validation: Iterable[Any] | None = None
     patience: int | None = None
     checkpoint_seconds: float = 60.0
@@ -75,6 +79,10 @@ class Training:
         _check_data("data", self.data)
         if self.validation is not None:
             _check_data("validation", self.validation)
+        if self.teacher is not None and not isinstance(self.teacher, nn.Module):
+            raise InputError(
+                f"training: teacher is a {type(self.teacher).__name__}, not an nn.Module"
+            )
         _check_name("loss", self.loss, LossName, optional=True)
         _check_name("optimizer", self.optimizer, OptimizerName)
         _check_name("schedule", self.schedule, ScheduleName)

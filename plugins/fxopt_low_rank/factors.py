@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-Method = Literal["svd", "spatial", "tucker", "cp"]
+Method = Literal["svd", "spatial", "tucker", "cp", "separable"]
 
 Shape = Sequence[int]
 """Outputs, inputs and taps of a weight."""
@@ -29,12 +29,12 @@ class Stage:
     Attributes:
         weight: As a layer has it, in float64.
         dims: Which of the spatial dimensions it slides over.
-        depthwise: Whether each channel has a kernel of its own.
+        groups: Of the channels; as many as there are inputs where each has kernels of its own.
     """
 
     weight: torch.Tensor
     dims: tuple[int, ...] = ()
-    depthwise: bool = False
+    groups: int = 1
 
 
 Stages = list[Stage]
@@ -104,10 +104,30 @@ def by_cp(weight: torch.Tensor, rank: int, basis: Basis) -> Stages:
     column, row = (each.T[:, None] for each in (h, w))
     return [
         Stage(_pointwise(i.T @ inverse, weight)),
-        Stage(column[..., None], (0,), depthwise=True),
-        Stage(row[:, :, None], (1,), depthwise=True),
+        Stage(column[..., None], (0,), groups=rank),
+        Stage(row[:, :, None], (1,), groups=rank),
         Stage(_pointwise(o, weight)),
     ]
+
+
+def separately(weight: torch.Tensor, rank: int, basis: Basis) -> Stages:
+    """Kernels for each input, then a mixture: depthwise separable, with ``rank`` kernels each.
+
+    The kernels are the leading singular vectors (Guo et al., "Network Decoupling: From Regular to
+    Depthwise Separable Convolutions", 2018), the mixture the best one for the inputs' covariance.
+    """
+    inputs = weight.shape[1]
+    flat = weight.flatten(2)  # (outputs, inputs, taps)
+    _, _, v = torch.linalg.svd(flat.movedim(1, 0), full_matrices=False)
+    kernels = v[:, :rank]  # (inputs, rank, taps)
+    wide = kernels.flatten(0, 1)
+    owner = torch.arange(inputs).repeat_interleave(kernels.shape[1])
+    gram = basis[0][owner][:, owner] * (wide @ wide.T)
+    right = torch.einsum("oit,ij,jrt->ojr", flat, basis[0], kernels).flatten(1)
+    mixture = right @ torch.linalg.pinv(gram, hermitian=True)
+    depthwise = wide.reshape(-1, 1, *weight.shape[2:])
+    every = tuple(range(weight.dim() - 2))
+    return [Stage(depthwise, every, groups=inputs), Stage(_pointwise(mixture, weight))]
 
 
 Factorize = Callable[[torch.Tensor, int, Basis], Stages]
@@ -117,6 +137,7 @@ METHODS: dict[Method, Factorize] = {
     "spatial": in_space,
     "tucker": by_tucker,
     "cp": by_cp,
+    "separable": separately,
 }
 
 
@@ -134,10 +155,15 @@ def products(stages: Stages) -> int:
 
 
 def _full(stage: Stage) -> torch.Tensor:
-    if not stage.depthwise:
+    """The weight as of a layer without groups."""
+    if stage.groups == 1:
         return stage.weight
-    kernels = stage.weight[:, 0]
-    return torch.diag_embed(kernels.movedim(0, -1)).movedim((-2, -1), (0, 1))
+    blocks = stage.weight.chunk(stage.groups)
+    outputs, inputs, *taps = blocks[0].shape
+    full = stage.weight.new_zeros(stage.groups, outputs, stage.groups, inputs, *taps)
+    for group, block in enumerate(blocks):
+        full[group, :, group] = block
+    return full.flatten(2, 3).flatten(0, 1)
 
 
 def _after(second: torch.Tensor, first: torch.Tensor) -> torch.Tensor:

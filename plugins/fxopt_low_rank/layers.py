@@ -102,10 +102,9 @@ def _module(leaf: Any, geometry: Geometry, stage: Stage, bias: torch.Tensor | No
                 (geometry.stride, 1), (geometry.padding, 0), (geometry.dilation, 1)
             )
         )  # fmt: skip
-        groups = outputs if stage.depthwise else 1
         module = type(leaf)(
-            inputs * groups, outputs, tuple(stage.weight.shape[2:]), stride, padding, dilation,
-            groups, bias=bias is not None,
+            inputs * stage.groups, outputs, tuple(stage.weight.shape[2:]), stride, padding,
+            dilation, stage.groups, bias=bias is not None,
         )  # fmt: skip
     asks = bool(leaf.weight.requires_grad)
     module.weight = nn.Parameter(stage.weight.to(leaf.weight), requires_grad=asks)

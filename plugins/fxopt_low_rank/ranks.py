@@ -23,6 +23,8 @@ def cost(method: Method, shape: Shape, strides: Strides, rank: int) -> int:
         return rank * (inputs * taps[0] * strides[1] + outputs * taps[1])
     if method == "cp":
         return rank * (inputs * dense + taps[0] * strides[1] + taps[1] + outputs)
+    if method == "separable":
+        return rank * inputs * (prod(taps) + outputs)
     come, go = (max(1, round(rank * side / max(outputs, inputs))) for side in (inputs, outputs))
     return come * inputs * dense + come * go * prod(taps) + go * outputs
 
@@ -32,7 +34,7 @@ def suits(method: Method, shape: Shape) -> bool:
     taps = shape[2:]
     if method in ("spatial", "cp"):
         return len(taps) == 2 and min(taps) > 1
-    return method == "svd" or prod(taps) > 1
+    return method == "svd" or prod(taps) > 1  # a separable layer or a core needs neighbours
 
 
 def largest_rank(method: Method, shape: Shape, strides: Strides, limit: float, step: int) -> int:
@@ -41,10 +43,18 @@ def largest_rank(method: Method, shape: Shape, strides: Strides, limit: float, s
     Returns:
         0 where even rank 1 costs more.
     """
-    most = min(shape[:2]) if method != "tucker" else max(shape[:2])
+    most = _most(method, shape)
     fits = lambda rank: cost(method, shape, strides, rank) <= limit  # noqa: E731
     rank = _last(fits, most)
     return rank - rank % step if rank >= 2 * step else rank
+
+
+def _most(method: Method, shape: Shape) -> int:
+    """The rank at which nothing is lost any more, or nearly."""
+    outputs, inputs, *taps = shape
+    if method == "separable":
+        return min(outputs, prod(taps))
+    return max(outputs, inputs) if method == "tucker" else min(outputs, inputs)
 
 
 def smallest_rank(enough: Callable[[int], bool], most: int) -> int:

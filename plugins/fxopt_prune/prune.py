@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import torch
 
 from fxopt.plugin import (
     Context,
+    Edit,
     Lossy,
     Milder,
     Pass,
@@ -27,6 +28,33 @@ from fxopt_prune.importance import Importance, scores_of
 from fxopt_prune.reconstruct import Rows, reconstruct
 from fxopt_prune.select import Amounts, Scope, choose, preferred
 from fxopt_prune.shrink import remove
+
+
+@dataclass
+class _Removed:
+    """What was done, in one step or in all.
+
+    Attributes:
+        units: How many went.
+        total: Of how many that there were at first.
+        groups: Of groups.
+        by_group: How many went of each, by its name.
+        fitted: Layers that were fitted, in the last step.
+    """
+
+    units: int = 0
+    total: int = 0
+    groups: int = 0
+    by_group: dict[str, int] = field(default_factory=dict)
+    fitted: int = 0
+
+    def add(self, later: _Removed) -> None:
+        """What the next step has done."""
+        self.units += later.units
+        self.total, self.groups = self.total or later.total, self.groups or later.groups
+        for name, count in later.by_group.items():
+            self.by_group[name] = self.by_group.get(name, 0) + count
+        self.fitted = later.fitted
 
 
 @dataclass(frozen=True)
@@ -53,6 +81,10 @@ class Prune(Pass):
         reconstruct: Whether the layers that are left are fitted to the outputs that they had, by
             least squares on calibration data if there are some; needs no labels.
         samples: How many calibration samples that uses at most, rounded up to whole batches.
+        steps: In how many steps it is done, each of which removes the same share of what is left.
+            Between them, the program is trained as ``fxopt.optimize(training=)`` says, if that has
+            labels: what matters is judged anew after each (Han et al., "Learning both Weights and
+            Connections for Efficient Neural Networks", 2015).
         skip: Names of layers whose channels stay; ``*`` matches any text.
     """
 
@@ -63,6 +95,7 @@ class Prune(Pass):
     round_to: int = 0
     reconstruct: bool = True
     samples: int = 256
+    steps: int = 1
     skip: tuple[str, ...] = ()
 
     info: ClassVar[PassInfo] = PassInfo(name="prune", stage="structure", fidelity=Lossy())
@@ -72,8 +105,9 @@ class Prune(Pass):
             raise ValueError(f"ratio={self.ratio} must be at least 0 and less than 1")
         if self.round_to < 0:
             raise ValueError(f"round_to={self.round_to} must not be negative")
-        if self.samples < 1:
-            raise ValueError(f"samples={self.samples} must be at least 1")
+        for name, count in (("samples", self.samples), ("steps", self.steps)):
+            if count < 1:
+                raise ValueError(f"{name}={count} must be at least 1")
         self._ratios()
 
     def inapplicable(self, program: Program, context: Context) -> str | None:
@@ -88,32 +122,58 @@ class Prune(Pass):
             CalibrationError: Data are needed, and there are none.
             PassError: A name matches no layer.
         """
+        edit, before = program.edit(), program.weight_bytes()
+        every = _Removed()
+        for step, item in enumerate(self._each_step(), start=1):
+            found = item._remove(program, edit, context, first=step == 1)
+            every.add(found)
+            if step < self.steps and found.units and _has_labels(context):
+                assert context.training is not None
+                context.training.train(program, name=f"prune_step_{step}")
+        return edit.result(
+            _summary(every, before, program.weight_bytes()),
+            units=every.units,
+            groups=every.groups,
+            fitted=every.fitted,
+            removed=every.by_group,
+        )
+
+    def _each_step(self) -> list[Prune]:
+        """What each step does; only the last one has to meet multiples."""
+        if self.steps == 1:
+            return [self]
+        share = self._powered(1 / self.steps)
+        return [replace(share, round_to=1)] * (self.steps - 1) + [share]
+
+    def _powered(self, exponent: float) -> Prune:
+        """A step of which so many as the inverse of ``exponent`` remove the whole share."""
+        each = {name: 1 - (1 - ratio) ** exponent for name, ratio in self._ratios().items()}
+        layers = tuple(f"{name}={ratio!r}" for name, ratio in each.items())
+        return replace(self, ratio=1 - (1 - self.ratio) ** exponent, layers=layers, steps=1)
+
+    def _remove(self, program: Program, edit: Edit, context: Context, first: bool) -> _Removed:
         structure = find_groups(program)
-        _check_names(structure, [*self._ratios(), *self.skip])
+        if first:
+            _check_names(structure, [*self._ratios(), *self.skip])
         allowed = [i for i, group in enumerate(structure.groups) if not self._skipped(group)]
         groups = [structure.groups[i] for i in allowed]
         all_scores = scores_of(program, structure, context, self.importance)
         amounts = Amounts(self.ratio, self._ratios(), self.round_to or preferred(context.target))
         removed = choose(groups, [all_scores[i] for i in allowed], amounts, self.scope)
         units = [unit for chosen in removed.values() for unit in chosen]
-        before, original = program.weight_bytes(), program.clone()
-        rows = _rows(program, structure, units)
+        original, rows = program.clone(), _rows(program, structure, units)
         done = False
-        with program.edit() as edit:
-            for node, reason in structure.barriers.items():
+        with edit:
+            for node, reason in structure.barriers.items() if first else ():
                 edit.refuse(node, reason)
             if units:
                 done = remove(program, edit, structure, units, f"{len(units)} units removed")
         fitted = 0
         if done and self.reconstruct and context.calibration is not None:
             fitted = reconstruct(original, program, rows, context, self.samples)
-        return edit.result(
-            _summary(groups, removed, before, program.weight_bytes(), fitted),
-            units=len(units),
-            groups=len(groups),
-            fitted=fitted,
-            removed={groups[i].name: len(chosen) for i, chosen in removed.items() if chosen},
-        )
+        by_group = {groups[i].name: len(chosen) for i, chosen in removed.items() if chosen}
+        total = sum(map(len, groups))
+        return _Removed(len(units) if done else 0, total, len(groups), by_group, fitted)
 
     def milder(self, program: Program, context: Context) -> Milder:
         """Less and less is removed."""
@@ -172,19 +232,15 @@ def _check_names(structure: Structure, patterns: Sequence[str]) -> None:
             )
 
 
-def _summary(
-    groups: Sequence[Group],
-    removed: dict[int, list[int]],
-    before: int,
-    after: int,
-    fitted: int,
-) -> str:
-    if not any(removed.values()):
+def _has_labels(context: Context) -> bool:
+    return context.training is not None and context.training.labelled
+
+
+def _summary(removed: _Removed, before: int, after: int) -> str:
+    if not removed.units:
         return "nothing to remove"
-    count, total = sum(map(len, removed.values())), sum(map(len, groups))
-    concerned = sum(map(bool, removed.values()))
-    fit = f", {fitted} layers fitted" if fitted else ""
+    fit = f", {removed.fitted} layers fitted" if removed.fitted else ""
     return (
-        f"{count} of {total} units in {concerned} groups, "
+        f"{removed.units} of {removed.total} units in {len(removed.by_group)} groups, "
         f"{100 * (1 - after / max(before, 1)):.0f} % of the weights{fit}"
     )

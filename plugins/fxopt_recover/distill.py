@@ -15,6 +15,9 @@ from fxopt_recover.zeros import keeper
 class Distill(Pass):
     """Trains towards the outputs of the original model, as it was before any pass.
 
+    With ``fxopt.Training(teacher=)``, towards those of another model instead: then what is
+    optimized may be a smaller network from the start.
+
     With labels, the user's loss counts as well; without, the original alone says what is right.
 
     Attributes:
@@ -61,9 +64,10 @@ class Distill(Pass):
             PassError: There is no original to learn from, or ``layers`` match none.
         """
         assert context.training is not None
-        if context.original is None:
+        source = context.teacher or context.original
+        if source is None:
             raise PassError("distill needs the original program, and the context has none")
-        teacher = context.original.clone()  # it moves to where training happens
+        teacher = source.clone()  # it moves to where training happens
         hints = Hints.between(program, teacher, self.hints, self.layers)
         imitation = Imitation(
             teacher,

@@ -362,6 +362,15 @@ def test_an_idle_worker_ends_with_its_parent_and_cleans_up():
     isolation.close()
 
 
+def test_requests_that_come_while_it_works_do_not_end_it(isolation):
+    """The system may signal a request after it was read, and that one is served by then."""
+    isolation.warm_up()
+    process = isolation._held.process
+    for _ in range(20):
+        send(process._requests, {"forget": []})
+    assert [process._wait("result", 60.0) for _ in range(20)] == [{"result": {}}] * 20
+
+
 def test_a_worker_that_does_not_start_is_no_fault_of_the_backend(parcel, monkeypatch):
     with Isolation() as broken, monkeypatch.context() as patch:
         patch.setattr("fxopt.pipeline.isolation.process._BOOTSTRAP", "print('no torch'); exit(1)")
@@ -382,9 +391,9 @@ def test_results_survive_the_wire():
     errors = (compare([torch.ones(2)], [torch.zeros(3)]), compare([], []))
     result = TrialResult("ran", errors=errors, precisions={"f32": 2}, latency=Latency((1.5, 2.0)))
     send(writing, asdict(result))
-    assert result_from_json(receive(reading)) == result
+    assert result_from_json(receive(reading, Inbox())) == result
     os.close(writing)
-    assert receive(reading) is None
+    assert receive(reading, Inbox()) is None
     os.close(reading)
 
 

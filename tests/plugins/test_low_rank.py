@@ -40,7 +40,7 @@ def plain(weight):
 
 # -- factorizations --------------------------------------------------------------------------
 
-FULL = {"svd": 8, "spatial": 24, "tucker": 8, "cp": 72}
+FULL = {"svd": 8, "spatial": 24, "tucker": 8, "cp": 72, "separable": 8}
 """Ranks at which a weight of (8, 8, 3, 3) is represented exactly."""
 
 
@@ -91,9 +91,11 @@ def test_cp_finds_a_sum_of_outer_products():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_data_weigh_errors(method):
-    """Inputs that hardly vary may be represented badly."""
+    """Inputs that hardly vary may be represented badly; those that go together help out."""
     weight = weight_of(8, 8, 3, 3)
     covariance = torch.diag(torch.tensor([9.0] * 2 + [0.01] * 6, dtype=F64))
+    if method == "separable":  # each input has kernels of its own, whatever its size
+        covariance = identity(8) * 0.05 + 1
     outputs = torch.einsum("oi...,ij,pj...->op", weight, covariance, weight)
 
     def lost(basis):
@@ -101,6 +103,23 @@ def test_data_weigh_errors(method):
         return float(torch.einsum("oi...,ij,oj...->", error, covariance, error))
 
     assert lost((covariance, outputs)) < 0.8 * lost(plain(weight))
+
+
+def test_a_separable_layer_is_one():
+    layer = nn.Sequential(nn.Conv2d(8, 12, 3, stride=2, padding=1))
+    case = case_of(layer, 2, 8, 7, 7)
+    program, _ = run_pass(LowRank(method="separable", keep=0.4), case)
+    depthwise, pointwise = (program.leaf(node) for node in program.find(nn.Conv2d))
+    assert (depthwise.groups, depthwise.out_channels, depthwise.stride) == (8, 16, (2, 2))
+    assert (pointwise.kernel_size, pointwise.in_channels) == ((1, 1), 16)
+    assert pointwise.bias is not None
+
+
+def test_a_sum_of_separable_layers_is_found():
+    kernels, mixture = weight_of(8, 2, 3, 3), weight_of(12, 8, 2, seed=1)
+    weight = torch.einsum("oir,irhw->oihw", mixture, kernels)
+    found = composed(METHODS["separable"](weight, 2, plain(weight)))
+    torch.testing.assert_close(found, weight, rtol=1e-8, atol=1e-8)
 
 
 # -- ranks -----------------------------------------------------------------------------------
@@ -124,7 +143,7 @@ def test_the_largest_rank_is_the_last_that_fits(method):
     limit = 0.4 * 32 * 24 * 9
     rank = largest_rank(method, shape, strides, limit, step=1)
     assert cost(method, shape, strides, rank) <= limit
-    most = 32 if method == "tucker" else 24
+    most = {"tucker": 32, "separable": 9}.get(method, 24)
     assert rank == most or cost(method, shape, strides, rank + 1) > limit
     rounded = largest_rank(method, shape, strides, limit, step=4)
     assert rounded == rank - rank % 4 or rank < 8
@@ -133,7 +152,7 @@ def test_the_largest_rank_is_the_last_that_fits(method):
 def test_methods_that_suit():
     assert [m for m in METHODS if suits(m, (8, 8))] == ["svd"]
     assert [m for m in METHODS if suits(m, (8, 8, 1, 1))] == ["svd"]
-    assert [m for m in METHODS if suits(m, (8, 8, 3))] == ["svd", "tucker"]
+    assert [m for m in METHODS if suits(m, (8, 8, 3))] == ["svd", "tucker", "separable"]
     assert [m for m in METHODS if suits(m, (8, 8, 3, 3))] == list(METHODS)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import fxopt
 from fxopt.cost import find_target
-from fxopt.errors import PassError
+from fxopt.errors import InputError, PassError
 from fxopt.frontend import capture_program
 from fxopt.passes import Context
 from fxopt.training import Trainer, Training
@@ -204,3 +204,41 @@ def test_the_whole_pipeline_learns_from_the_original():
     assert distilled.status == "applied" or "not faster" in distilled.reason  # it is tiny
     assert names["distill"].drift < names["prune"].drift
     assert model[0].weight.shape[0] == 16
+
+
+def test_a_smaller_network_learns_from_a_teacher_of_the_users():
+    teacher, student = net(24), net(8)
+    with torch.no_grad():
+        wanted = teacher(X)
+
+    def away(module):
+        with torch.no_grad():
+            return float(relative_square(module(X), wanted))
+
+    training = Training(
+        [X.split(16)[i] for i in range(4)],
+        loss=None,
+        epochs=20,
+        learning_rate=0.01,
+        teacher=teacher,
+    )
+    before = {name: weight.clone() for name, weight in teacher.state_dict().items()}
+    fast = fxopt.optimize(
+        student, (X[:2],), passes="distill{match=outputs}", training=training, backends=["eager"]
+    )
+    assert away(fast) < 0.5 * away(student)
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
+
+
+def test_a_teacher_has_to_fit():
+    student = net()
+    other = nn.Sequential(*list(student)[:-1], nn.Linear(16, 7)).eval()
+    for teacher, message in (
+        (other, "the teacher yields"),
+        (nn.Flatten(5), "cannot be captured"),
+    ):
+        training = Training([X], loss=None, teacher=teacher)
+        with pytest.raises(InputError, match=message):
+            fxopt.optimize(student, (X[:2],), passes="distill", training=training)
+    with pytest.raises(InputError, match="not an nn"):
+        Training([X], loss=None, teacher=len)

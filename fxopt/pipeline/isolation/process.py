@@ -65,15 +65,17 @@ class WorkerProcess:
         self._ready = self._ended = False
         self._stage = "starting"
         theirs_in, self._requests = os.pipe()
+        theirs_alive, self._alive = os.pipe()  # nothing is written: it closes with this process
         self._answers, theirs_out = os.pipe()
+        theirs = (theirs_in, theirs_out, theirs_alive)
         try:
-            self._process = _start(self._log, theirs_in, theirs_out)
+            self._process = _start(self._log, theirs)
         except OSError:
             self._close_pipes()
             raise
         finally:
-            os.close(theirs_in)
-            os.close(theirs_out)
+            for pipe in theirs:
+                os.close(pipe)
         with contextlib.suppress(OSError):  # it is gone already: the first request finds out why
             send(self._requests, {"plugins": list(plugins), "folder": str(folder)})
 
@@ -185,18 +187,18 @@ class WorkerProcess:
         return 0
 
     def _close_pipes(self) -> None:
-        os.close(self._requests)
-        os.close(self._answers)
+        for pipe in (self._requests, self._answers, self._alive):
+            os.close(pipe)
 
 
-def _start(log: Path, requests: int, answers: int) -> subprocess.Popen[bytes]:
+def _start(log: Path, pipes: tuple[int, ...]) -> subprocess.Popen[bytes]:
     path = "\n".join(entry or os.getcwd() for entry in sys.path)
     with log.open("ab") as output:  # appending, so that the log can be cut while it is written
         return subprocess.Popen(
-            [sys.executable, "-c", _BOOTSTRAP, path, str(requests), str(answers)],
+            [sys.executable, "-c", _BOOTSTRAP, path, *map(str, pipes)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=(requests, answers),
+            pass_fds=pipes,
             start_new_session=True,  # a group of its own, which Ctrl-C in the terminal spares
         )

@@ -58,9 +58,11 @@ def send(pipe: int, message: Message) -> None:
         rest = rest[os.write(pipe, rest) :]
 
 
-def receive(pipe: int) -> Message | None:
-    """Waits for a message; None when the other side is gone."""
-    inbox = Inbox()
+def receive(pipe: int, inbox: Inbox) -> Message | None:
+    """Waits for a message; None when the other side is gone.
+
+    What comes behind the message stays in ``inbox``.
+    """
     while (message := inbox.next()) is None:
         data = os.read(pipe, 1 << 16)
         if not data:

@@ -1,8 +1,8 @@
-"""The worker process: ``python -m fxopt.pipeline.isolation.worker REQUESTS ANSWERS``.
+"""The worker process: ``python -m fxopt.pipeline.isolation.worker REQUESTS ANSWERS ALIVE``.
 
 It reads requests from one pipe and writes answers to another. What runtimes print goes to its
-standard output, which is a log file. It ends when the other end of the pipe of requests is gone,
-also in the middle of a call that does not return.
+standard output, which is a log file. It ends when the other end of a third pipe is gone, also in
+the middle of a call that does not return.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import select
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fxopt.backends.scratch import use_scratch
 from fxopt.pipeline.isolation.examine import Kept, Stage, examine, race_kept
 from fxopt.pipeline.isolation.folder import SCRATCH
 from fxopt.pipeline.isolation.plugins import registry_with
-from fxopt.pipeline.isolation.wire import receive, send
+from fxopt.pipeline.isolation.wire import Inbox, Message, receive, send
 from fxopt.registry import Registry
 
 # What loading a program imports; done before the first request, whose time is limited.
@@ -36,12 +37,13 @@ def main(arguments: Sequence[str]) -> None:
     """Answers requests until there are no more.
 
     Args:
-        arguments: Numbers of the two pipes.
+        arguments: Numbers of the three pipes.
     """
-    requests, answers = map(int, arguments)
-    for pipe in (requests, answers):
+    requests, answers, alive = map(int, arguments)
+    for pipe in (requests, answers, alive):
         os.set_inheritable(pipe, False)  # else a compiler that is still running keeps them open
-    greeting = receive(requests)
+    inbox = Inbox()
+    greeting = receive(requests, inbox)
     if greeting is None:
         return
     try:
@@ -50,21 +52,23 @@ def main(arguments: Sequence[str]) -> None:
             importlib.import_module(name)
         send(answers, {"ready": True})
         with use_scratch(Path(greeting["folder"]) / SCRATCH):
-            _serve(requests, answers, registry)
+            _serve(partial(receive, requests, inbox), answers, alive, registry)
     except BrokenPipeError:
         pass  # the parent has gone in the meantime
     shutil.rmtree(greeting["folder"], ignore_errors=True)
     _end_group()
 
 
-def _serve(requests: int, answers: int, registry: Registry) -> None:
+def _serve(
+    next_request: Callable[[], Message | None], answers: int, alive: int, registry: Registry
+) -> None:
     kept: Kept = {}
 
     def stage(what: str) -> None:
         send(answers, {"stage": what})
 
-    while (request := receive(requests)) is not None:
-        with _dying_with(requests):
+    while (request := next_request()) is not None:
+        with _dying_with(alive):
             answer = _answer(request, registry, stage, kept)
         send(answers, {"result": answer})
 
@@ -87,8 +91,9 @@ def _answer(
 def _dying_with(pipe: int) -> Iterator[None]:
     """Inside, the kernel ends this whole process group as soon as the pipe's other end closes.
 
-    No thread could do that while a runtime holds the interpreter's lock. Nothing is written to
-    the pipe meanwhile, so that the signal has no other cause.
+    No thread could do that while a runtime holds the interpreter's lock. Nothing is ever written
+    to that pipe, so that the signal has no other cause: one for a request that was just read may
+    come later than the request.
     """
     flags = fcntl.fcntl(pipe, fcntl.F_GETFL)
     asynchronous = getattr(os, "O_ASYNC", getattr(fcntl, "FASYNC", 0))

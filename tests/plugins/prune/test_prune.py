@@ -111,6 +111,40 @@ def test_globally_layers_that_matter_less_lose_more():
     assert widths(program) == [10, 20]
 
 
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_steps_end_where_one_would(round_to):
+    once, stepwise = (
+        pruned(image_case(16, 32, 48), ratio=0.5, round_to=round_to, steps=steps)
+        for steps in (1, 3)
+    )
+    assert widths(stepwise[0]) == widths(once[0]) == [8, 16, 24]
+    assert stepwise[1].details["removed"] == once[1].details["removed"]
+    assert stepwise[1].summary.startswith("48 of 96 units in 3 groups")
+    assert len(stepwise[1].rewrites) == 3
+
+
+class Noting(Trainer):
+    """Notes what is trained, and how many channels there are then."""
+
+    noted = []
+
+    def train(self, program, *, name="training", **others):
+        self.noted.append((name, widths(program)))
+        return super().train(program, name=name, **others)
+
+
+def test_between_steps_it_trains():
+    case = image_case(16)
+    data = [(case.inputs[0][0], torch.tensor([0, 1, 2, 0]))]
+    Noting.noted.clear()
+    for trainer in (Noting(Training(data, epochs=1)), Noting(Training([x for x, _ in data], None))):
+        program = case.program.clone()
+        context = replace(case.context(), training=trainer)
+        Prune(ratio=0.75, round_to=1, steps=2).run(program, context)
+        assert widths(program) == [4]
+    assert Noting.noted == [("prune_step_1", [8])]  # and not without labels
+
+
 @pytest.mark.parametrize("name", ["0.typo", "nothing*"])
 def test_names_that_match_nothing_are_errors(name):
     with pytest.raises(PassError, match="no layer that can lose channels is called"):
@@ -119,7 +153,8 @@ def test_names_that_match_nothing_are_errors(name):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"ratio": 1.0}, {"ratio": -0.1}, {"round_to": -1}, {"samples": 0}, {"layers": ("conv",)},
+    [{"ratio": 1.0}, {"ratio": -0.1}, {"round_to": -1}, {"samples": 0}, {"steps": 0},
+     {"layers": ("conv",)},
      {"layers": ("conv=2",)}, {"layers": ("=0.5",)}],
 )  # fmt: skip
 def test_settings_are_checked(settings):

@@ -38,7 +38,10 @@ def stack(call: Call) -> Dims:
     return (*together[:dim], fixed(len(tensors)), *together[dim:])
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default)
+@rule(
+    aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default,
+    aten.tensor_split.sections, aten.tensor_split.indices,
+)  # fmt: skip
 def split(call: Call) -> list[Dims]:
     """Ranges of positions behind one another."""
     x, dim = call.first(), call.arguments["dim"]
@@ -51,7 +54,10 @@ def _parts(call: Call, dim: int) -> list[slice]:
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
-@resize(aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default)
+@resize(
+    aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default,
+    aten.tensor_split.sections, aten.tensor_split.indices,
+)  # fmt: skip
 def split_less(smaller: Smaller) -> Changed | None:
     """The ranges have other sizes, each its own."""
     call = smaller.call

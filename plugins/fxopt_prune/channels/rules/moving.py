@@ -146,6 +146,20 @@ def taken_of(smaller: Smaller, labels: Labels, dim: int, taken: Any) -> Changed:
     return Changed(aten.slice.Tensor, (node.args[0], dim, start, end))
 
 
+@rule(aten.slice_scatter.default, aten.select_scatter.default)
+def scattered(call: Call) -> Dims:
+    """Something is written over some positions of a dimension, which stay."""
+    x, source = call.first(), call.dims(call.arguments["src"])
+    dim = call.arguments["dim"] % len(x)
+    call.fix(x[dim], "written over in part")
+    if len(source) == len(x):
+        call.fix(source[dim], "written over others")
+        source = (*source[:dim], *source[dim + 1 :])
+    for labels, written in zip((*x[:dim], *x[dim + 1 :]), source, strict=True):
+        call.couple(labels, written)
+    return x
+
+
 @rule(aten.narrow.default)
 def narrow(call: Call) -> Dims:
     """A range of positions."""

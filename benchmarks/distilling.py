@@ -1,0 +1,68 @@
+"""Distillation beside plain fine-tuning: the same pruned net, data, epochs and seeds.
+
+Usage:
+    python benchmarks/distilling.py                      both Fashion-MNIST nets, three seeds
+    python benchmarks/distilling.py fashion_resnet --seeds 1 --passes finetune 'distill{weight=0.5}'
+
+A net is pruned to a share of its multiply-adds and fitted, once; each pass then trains a copy of
+it for each seed, which decides the order of the data. Scores are of 10,000 test images. Needs
+`apt-get install dataset-fashion-mnist`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+
+from accuracy import add_cache
+from pruning import captured, score_of, shrunk, train, work
+from quiet import quiet
+from tabulate import tabulate
+from tasks import TASKS, Task
+
+from fxopt.registry import default_registry
+
+NETS = ("fashion_resnet", "fashion_mobilenet")
+PASSES = ("finetune", "distill", "distill{hints=attention}", "distill{hints=features}")
+
+
+def rows_of(task: Task, options: argparse.Namespace) -> Iterator[list[object]]:
+    """One row for each pass."""
+    original = captured(task, task.model)
+    small = shrunk(task, original, work(original) / options.fewer, round_to=1)
+    name = f"{task.name}, {options.fewer:g}x"
+    yield [name, "original", "", score_of(task, original)]
+    yield [name, "pruned and fitted", "", small.fitted]
+    for text in options.passes:
+        (item,) = default_registry().parse(text)
+        scores = []
+        for seed in range(options.seeds):
+            program = small.program.clone()
+            train(task, program, item, original, options.epochs, seed)
+            scores.append(score_of(task, program))
+            print(f"  {name}: {text}: seed {seed}: {scores[-1]:.2f}", file=sys.stderr, flush=True)
+        yield [name, text, " ".join(f"{score:.2f}" for score in scores), statistics.mean(scores)]
+
+
+def main() -> None:
+    quiet()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=NETS)
+    parser.add_argument("--passes", nargs="+", default=PASSES)
+    parser.add_argument("--fewer", type=float, default=4.0, help="times fewer multiply-adds")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3)
+    add_cache(parser)
+    options = parser.parse_args()
+    rows = []
+    for name in options.models:
+        for task in TASKS[name](options.cache):
+            rows += rows_of(task, options)
+            print(tabulate(rows, headers=("model", "trained by", "%, by seed", "mean %"),
+                           floatfmt=".2f", tablefmt="github"), flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

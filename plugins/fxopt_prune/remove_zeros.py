@@ -1,0 +1,50 @@
+"""The pass ``remove_zeros``: what is zero for any input goes, and nothing changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fxopt.plugin import Context, Exact, Pass, PassError, PassInfo, PassResult, Program
+from fxopt_prune.channels import Structure, find_groups
+from fxopt_prune.shrink import remove, zero_units
+
+
+@dataclass(frozen=True)
+class RemoveZeros(Pass):
+    """Removes the channels and other units of which nothing but zeros ever comes.
+
+    For models that somebody has made sparse: zero filters whose batch norm shifts by zero, zero
+    rows of linear layers with all that they feed. A unit goes if its slices of all weights that
+    make it are zero and every operation keeps zeros; one of each group stays.
+    """
+
+    info: ClassVar[PassInfo] = PassInfo(
+        name="remove_zeros", stage="structure", fidelity=Exact(), after=("prune", "sparsify")
+    )
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Finds and removes them.
+
+        Raises:
+            PassError: There are no example inputs to run the program on.
+        """
+        if not context.examples:
+            raise PassError("remove_zeros runs each operation once, and there are no examples")
+        structure = find_groups(program)
+        units = _all_but_one(structure, zero_units(program, structure, context.examples[0]))
+        with program.edit() as edit:
+            done = bool(units) and remove(
+                program, edit, structure, units, f"{len(units)} zero units removed"
+            )
+        found = f"{len(units)} units that were zero" if done else "no unit is zero for any input"
+        return edit.result(found, units=len(units))
+
+
+def _all_but_one(structure: Structure, units: list[int]) -> list[int]:
+    """Those that go: of a group that is zero altogether, the first unit stays."""
+    zero, stays = set(units), set[int]()
+    for group in structure.groups:
+        if zero.issuperset(group.units.tolist()):
+            stays.add(int(group.units[0]))
+    return [unit for unit in units if unit not in stays]

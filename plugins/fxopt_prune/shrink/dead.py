@@ -1,0 +1,146 @@
+"""Units of which nothing but zeros ever gets anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from fxopt.plugin import Program
+from fxopt_prune.channels import Structure
+from fxopt_prune.channels.atoms import FIXED, Labels
+from fxopt_prune.channels.trace import Value
+
+Constants = npt.NDArray[np.float64]
+"""The number that each position along a dimension consists of; NaN where it is not always one."""
+
+_SCALES = (1.0, -1.0, 8.0, -8.0, 0.25, -0.25)  # both signs, since many functions are zero for one
+
+
+def zero_units(program: Program, structure: Structure, inputs: Sequence[Any]) -> list[int]:
+    """The units that are zero wherever something is computed from them, whatever comes in.
+
+    Each call is looked at on its own, with random numbers for what it takes, but constants where
+    the calls before have been seen to make them, one for each position: what then comes out as one
+    number, whatever is drawn, is constant for any input. A channel may be shifted by a norm and cut
+    off by an activation, a gate of one half may multiply zeros; what counts is what gets to sums
+    over the units.
+
+    Args:
+        program: The program.
+        structure: What was found in it.
+        inputs: Flat inputs of any values, of the sizes that the program was captured with.
+
+    Returns:
+        Units of groups where removal does the same as zeros.
+    """
+    units = {int(unit) for group in structure.groups if group.exact for unit in group.units}
+    if not units:
+        return []
+    probe = _Probe(program, structure)
+    with torch.no_grad():
+        probe.run(*inputs)
+    return sorted(units - probe.matter)
+
+
+class _Probe(fx.Interpreter):
+    """Runs each call some times more, on numbers of its own.
+
+    Attributes:
+        constants: Of each node, by part and dimension.
+        matter: Units of which something is computed where they are not zero.
+    """
+
+    def __init__(self, program: Program, structure: Structure) -> None:
+        super().__init__(program.module)
+        self._structure = structure
+        self._random = torch.Generator().manual_seed(0)
+        self.constants: dict[fx.Node, dict[tuple[int, int], Constants]] = {}
+        self.matter: set[int] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op not in ("placeholder", "output"):  # of which nothing goes
+            self._look_at(n)
+        return result
+
+    def _look_at(self, node: fx.Node) -> None:
+        """Finds what is constant in its value, and what of its arguments matters: is summed up."""
+        found = {each: self.env[each] for each in node.all_input_nodes}
+        seen: dict[tuple[int, int], list[Constants]] = {}
+        stays = set[int]()
+        for scale in _SCALES:
+            self.env.update({each: self._own(each, value, scale) for each, value in found.items()})
+            for place, part, units in self._places(node, super().run_node(node)):
+                seen.setdefault(place, []).append(_constants(part, place[1]))
+                stays.update(units.tolist())
+        self.env.update(found)
+        self.constants[node] = {place: _agreed(each) for place, each in seen.items()}
+        for each, value in found.items():
+            self.matter |= self._not_zero(each, value) - stays
+
+    def _own(self, node: fx.Node, value: Any, scale: float) -> Any:
+        """Random numbers, and constants where they are known."""
+        drawn: dict[int, torch.Tensor] = {}
+        for part, _ in _parts(value, self._structure.trace.values[node]):
+            numbers = torch.randn(part.shape, dtype=part.dtype, generator=self._random)
+            drawn[id(part)] = (scale * numbers).to(part.device)
+        for place, part, _ in self._places(node, value):
+            known = self._known(node, place, part)
+            for position in np.flatnonzero(~np.isnan(known)):
+                drawn[id(part)].select(place[1], int(position)).fill_(known[position])
+        return _replaced(value, drawn)
+
+    def _known(self, node: fx.Node, place: tuple[int, int], part: torch.Tensor) -> Constants:
+        unknown = np.full(part.shape[place[1]], np.nan)
+        return self.constants.get(node, {}).get(place, unknown)
+
+    def _not_zero(self, node: fx.Node, value: Any) -> set[int]:
+        found = set[int]()
+        for place, part, units in self._places(node, value):
+            found.update(units[self._known(node, place, part) != 0].tolist())
+        return found - {FIXED}
+
+    def _places(
+        self, node: fx.Node, value: Any
+    ) -> Iterator[tuple[tuple[int, int], torch.Tensor, Labels]]:
+        """The dimensions with units: which part and dimension, the part, and the units."""
+        for number, (part, labels) in enumerate(_parts(value, self._structure.trace.values[node])):
+            for dim, each in enumerate(labels if isinstance(labels, tuple) else ()):
+                units = self._structure.classes.of_atom[each]
+                if (units != FIXED).any():
+                    assert len(units) == part.shape[dim]  # only a batch has another size
+                    yield (number, dim), part, units
+
+
+def _parts(value: Any, labels: Value) -> Iterator[tuple[torch.Tensor, Value]]:
+    """The numbers in a value, with their labels."""
+    if isinstance(value, (tuple, list)) and isinstance(labels, list):
+        for one, its in zip(value, labels, strict=True):
+            yield from _parts(one, its)
+    elif isinstance(value, torch.Tensor) and value.is_floating_point():
+        yield value, labels
+
+
+def _constants(part: torch.Tensor, dim: int) -> Constants:
+    """Position by position, the number that it consists of."""
+    rows = part.movedim(dim, 0).flatten(1) if part.dim() > 1 else part[:, None]
+    same = (rows == rows[:, :1]).all(1)
+    return np.where(same.cpu().numpy(), rows[:, 0].double().cpu().numpy(), np.nan)
+
+
+def _agreed(draws: list[Constants]) -> Constants:
+    """Those that are the same whatever was drawn."""
+    first = draws[0]
+    return np.where(np.all([each == first for each in draws], axis=0), first, np.nan)
+
+
+def _replaced(value: Any, new: dict[int, torch.Tensor]) -> Any:
+    """A value with other tensors in the place of some, by their identity."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_replaced(each, new) for each in value)
+    return new.get(id(value), value)

@@ -1,0 +1,115 @@
+"""Units that are zero go, and nothing changes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fxopt.cost import find_target
+from fxopt.errors import PassError
+from fxopt.passes import Context
+from fxopt.testing import check_pass, run_pass
+from fxopt_prune import RemoveZeros
+from fxopt_prune.channels import find_groups
+from fxopt_prune.shrink import zeroed
+from tests.plugins.prune.support import case_of, conv, drawn, random
+from tests.plugins.prune.test_channels import MODELS, case_named
+
+
+def squeezed(channels=8):
+    """A gate of a channel that is zero is one half: it multiplies zeros."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm = conv(3, channels, bias=False), nn.BatchNorm2d(channels)
+            self.less, self.more = nn.Linear(channels, 4), nn.Linear(4, channels)
+            self.head = conv(channels, 2)
+
+        def forward(self, x):
+            x = torch.relu(self.norm(self.stem(x)))
+            gate = self.more(torch.relu(self.less(x.mean((2, 3))))).sigmoid()
+            return self.head(x * gate[:, :, None, None])
+
+    return Net()
+
+
+def with_zero_filters(model, *channels, shift=0.0, stem="stem", norm="norm"):
+    """The first convolution makes nothing of some channels, which the norm shifts."""
+    case = case_of(model, random(2, 3, 6, 6))
+    weights = case.program.module.state_dict()
+    for name in (f"{stem}.weight", f"{norm}.running_mean"):
+        weights[name][list(channels)] = 0
+    weights[f"{norm}.bias"][list(channels)] = shift
+    return case
+
+
+def chain(activation):
+    return nn.Sequential(conv(3, 8, bias=False), nn.BatchNorm2d(8), activation, conv(8, 2))
+
+
+def removed(case):
+    """What is left, after a look at what it computes."""
+    program, result = run_pass(RemoveZeros(), case)
+    for actual, expected in zip(case.outputs(program), case.outputs(case.program), strict=True):
+        for one, other in zip(actual, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    return program, result.details["units"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_zero_everywhere_goes(name):
+    case = case_named(name)
+    structure = find_groups(case.program)
+    units = drawn(structure, 0.4)
+    case = replace(case, program=zeroed(case.program, structure, units))
+    _, count = removed(case)
+    assert count >= len(units) / 2, (count, len(units))
+
+
+def test_zero_filters_go_through_gates_whatever_is_behind():
+    program, count = removed(with_zero_filters(squeezed(), 1, 4, 5))
+    assert count == 3
+    assert program.module.stem.weight.shape[0] == 5
+    assert program.module.more.weight.shape == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("activation", "shift", "count"),
+    [
+        (nn.ReLU(), 0.0, 2),
+        (nn.Hardswish(), 0.0, 2),
+        (nn.PReLU(8), 0.0, 2),
+        (nn.ReLU(), -1.0, 2),
+        (nn.ReLU(), 1.0, 0),
+        (nn.Sigmoid(), 0.0, 0),
+    ],
+)
+def test_what_is_no_zero_where_it_is_used_stays(activation, shift, count):
+    case = with_zero_filters(chain(activation), 2, 7, shift=shift, stem="0", norm="1")
+    assert removed(case)[1] == count
+
+
+def test_a_layer_of_zeros_keeps_one():
+    program, _ = removed(with_zero_filters(squeezed(), *range(8)))
+    assert program.module.stem.weight.shape[0] == 1
+
+
+def test_a_dense_model_is_left_alone():
+    case = case_of(chain(nn.ReLU()), random(2, 3, 6, 6))
+    _, result = run_pass(RemoveZeros(), case)
+    assert not result.changed
+
+
+@pytest.mark.parametrize(
+    "check", check_pass(RemoveZeros(), cases=[with_zero_filters(squeezed(), 0, 3)]), ids=str
+)
+def test_conformance(check):
+    check()
+
+
+def test_it_says_what_it_needs():
+    case = case_of(chain(nn.ReLU()), random(2, 3, 6, 6))
+    with pytest.raises(PassError, match="no examples"):
+        RemoveZeros().run(case.program.clone(), Context(find_target("cpu")))
