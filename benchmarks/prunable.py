@@ -121,16 +121,20 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], tuple[nn.Modul
     """All models of torchvision; of detection models the backbones."""
     from torchvision.models import get_model_builder
 
+    single = dict(torchvision_zoo(torch.float32))
     for name, build in torchvision_zoo(dtype):
-        if get_model_builder(name).__module__.split(".")[2] == "detection":
+        kind = get_model_builder(name).__module__.split(".")[2]
+        if kind == "detection":
             yield f"{name}, backbone", lambda build=build: _backbone(build, dtype)  # type: ignore[misc]
+        elif kind == "optical_flow":  # of which parts are always in float32
+            yield f"{name}, float32", lambda name=name: _with_outputs(*single[name]())  # type: ignore[misc]
         else:
             yield name, lambda build=build: _with_outputs(*build())  # type: ignore[misc]
 
 
 def _backbone(build: Any, dtype: torch.dtype) -> tuple[nn.Module, Inputs]:
     model, _ = build()
-    return model.backbone, ((torch.randn(1, 3, 160, 192, dtype=dtype),), {})
+    return model.backbone, ((torch.randn(1, 3, 320, 352, dtype=dtype),), {})
 
 
 def _with_outputs(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
