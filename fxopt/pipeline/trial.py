@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxopt.analysis import Analyses
+from fxopt.cost.arithmetic import multiply_adds
 from fxopt.ir import PassResult, Program
 from fxopt.passes import Context, Exact, Pass, format_pass
 from fxopt.pipeline.numbers import Outputs
@@ -82,6 +83,10 @@ class Trial:
             reason=self.reason,
             nodes_before=len(self.before.graph.nodes),
             nodes_after=len(self.after.graph.nodes),
+            bytes_before=self.before.weight_bytes(),
+            bytes_after=self.after.weight_bytes(),
+            work_before=self._work(self.before),
+            work_after=self._work(self.after),
             seconds=time.perf_counter() - self.started,
             error=self.error,
             drift=self.drift,
@@ -90,3 +95,9 @@ class Trial:
             refused=tuple(result.refused),
             details={**result.details, **self.details},
         )
+
+    def _work(self, program: Program) -> int | None:
+        """Multiply-adds; only what changes the structure changes them."""
+        if self.exact or self.item.info.stage != "structure" or self.status != "applied":
+            return None
+        return sum(multiply_adds(program).values())

@@ -61,6 +61,17 @@ def nodes(record: PassRecord) -> str:
     return f"{record.nodes_before} -> {record.nodes_after}"
 
 
+def change(before: float | None, after: float | None) -> str:
+    """By how much it is less or more; ``-`` where it is the same or unknown.
+
+    >>> change(200, 98), change(100, 100), change(None, None), change(100, 108)
+    ('-51 %', '-', '-', '+8 %')
+    """
+    if not before or after is None or before == after:
+        return NONE
+    return f"{100 * (after / before - 1):+.0f} %"
+
+
 def pass_drift(record: PassRecord) -> str:
     """``exact`` where the pass kept that promise, the drift of a lossy one, ``-`` otherwise."""
     if record.status != "applied":

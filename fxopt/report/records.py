@@ -27,6 +27,10 @@ class PassRecord:
         summary: What it did, in a few words.
         refused: Candidates that it left as they were, with reasons.
         details: Numbers and texts for the machine-readable report.
+        bytes_before: Bytes of the weights before it.
+        bytes_after: Bytes of the weights after it, at their own precision.
+        work_before: Multiply-adds of the example before it; None if it cannot change them.
+        work_after: Multiply-adds of the example after it.
     """
 
     name: str
@@ -43,6 +47,10 @@ class PassRecord:
     summary: str = ""
     refused: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    bytes_before: int = 0
+    bytes_after: int = 0
+    work_before: int | None = None
+    work_after: int | None = None
 
 
 @dataclass(frozen=True)

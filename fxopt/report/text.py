@@ -112,10 +112,18 @@ def _quality(report: Report) -> list[str]:
 def _passes(report: Report) -> Table:
     scored = any(record.score is not None for record in report.passes)
     score = ("score",) if scored else ()
-    columns = ("pass", "nodes", "seconds", "drift", *score, "what it did")
-    table = _table(*columns, right=("seconds", "drift", "score"))
+    smaller = any(record.bytes_after != record.bytes_before for record in report.passes)
+    sizes = ("work", "size") if smaller else ()
+    columns = ("pass", "nodes", "seconds", *sizes, "drift", *score, "what it did")
+    table = _table(*columns, right=("seconds", "work", "size", "drift", "score"))
     for record in report.passes:
-        cells = [record.name, show.nodes(record), f"{record.seconds:.1f}", show.pass_drift(record)]
+        cells = [record.name, show.nodes(record), f"{record.seconds:.1f}"]
+        if smaller:
+            cells += [
+                show.change(record.work_before, record.work_after),
+                show.change(record.bytes_before, record.bytes_after),
+            ]
+        cells.append(show.pass_drift(record))
         if scored:
             cells.append(show.NONE if record.score is None else f"{record.score:.4f}")
         style = "yellow" if record.status == "rolled back" else ""

@@ -20,9 +20,15 @@ def report():
             PassRecord("fold_bn", "fold_bn", True, "applied", "", 174, 121, 0.3, summary="53 done"),
             PassRecord("relu6", "relu6", True, "skipped", "no clamp(x, 0, 6)"),
             PassRecord(
+                "prune", "prune", False, "applied", "", 121, 121, 1.0, drift=0.01,
+                summary="less", bytes_before=97_800_000, bytes_after=49_800_000,
+                work_before=4_000_000, work_after=2_200_000,
+            ),
+            PassRecord(
                 "quantize", "quantize{calibrator=histogram}", False, "applied", "", 121, 121, 4.2,
                 drift=0.0182, summary="54 layers int8, per channel, histogram of 256 samples",
                 refused=tuple(f"layer{i}: only 3 channels" for i in range(18)),
+                bytes_before=49_800_000, bytes_after=24_900_000,
             ),
         ),
         regions=(RegionRecord("whole net", 121, OPENVINO, (OPENVINO, INDUCTOR, EAGER)),),

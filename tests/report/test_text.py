@@ -14,12 +14,13 @@ resnet50 on cpu, 2 threads, avx512_vnni                                 input 1x
   quality     drift 1.8 %                  same top-1 on 252 of 256 calibration samples
   score       0.8123 -> 0.8101    -0.0022  evaluate, higher is better
 
-  pass        nodes       seconds  drift  what it did
-  cleanup     176 -> 174      0.1  exact  2 dead
-  fold_bn     174 -> 121      0.3  exact  53 done
-  relu6       -               0.0      -  skipped: no clamp(x, 0, 6)
-  quantize    121             4.2  1.8 %  54 layers int8, per channel, histogram of 256 samples, 18
-                                          refused
+  pass        nodes       seconds   work   size  drift  what it did
+  cleanup     176 -> 174      0.1      -      -  exact  2 dead
+  fold_bn     174 -> 121      0.3      -      -  exact  53 done
+  relu6       -               0.0      -      -      -  skipped: no clamp(x, 0, 6)
+  prune       121             1.0  -45 %  -49 %    1 %  less
+  quantize    121             4.2      -  -50 %  1.8 %  54 layers int8, per channel, histogram of
+                                                        256 samples, 18 refused
 
   region      operations  backend   ran in            ms  next best
   whole net   121         openvino  54 int8, 3 f32  12.6  inductor 15.1

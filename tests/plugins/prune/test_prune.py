@@ -347,6 +347,8 @@ def test_a_drift_is_kept_by_pruning_less():
     assert (free.status, kept.status) == ("applied", "applied")
     assert kept.drift <= limit
     assert 0 < kept.details["units"] < free.details["units"]
+    assert free.work_after < kept.work_after < kept.work_before
+    assert free.bytes_after < kept.bytes_after < kept.bytes_before
 
 
 def test_groups_are_named_after_what_makes_them():
