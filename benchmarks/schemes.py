@@ -10,6 +10,7 @@ Each row is one setting of `quantize`, scored as simulated in float; needs what 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import sys
 import time
 from collections.abc import Iterator
@@ -62,12 +63,16 @@ def rows_of(task: Task, bits: int) -> Iterator[tuple[str, str, float, float, int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=NETS)
+    parser.add_argument("--tasks", default="*", help="a pattern, such as '*enlarged'")
     parser.add_argument("--weight-bits", type=int, default=8)
     add_cache(parser)
     options = parser.parse_args()
     tasks = [task for name in options.models for task in TASKS[name](options.cache)]
-    rows = [row for task in tasks for row in rows_of(task, options.weight_bits)]
-    print(tabulate(rows, headers=HEADERS, floatfmt=".4f", tablefmt="github"))
+    rows: list[tuple[object, ...]] = []
+    for task in tasks:
+        if fnmatch.fnmatch(task.name, options.tasks):
+            rows += rows_of(task, options.weight_bits)
+            print(tabulate(rows, headers=HEADERS, floatfmt=".4f", tablefmt="github"), flush=True)
 
 
 if __name__ == "__main__":
