@@ -28,7 +28,7 @@ def main() -> None:
         calibration=digits.images[:256].split(32),  # any iterable of batches, without labels
         evaluate=evaluate,  # higher is better
         max_drop=0.01,  # a pass that costs more than a point is rolled back
-        time_limit=30,  # seconds; what was found by then counts
+        time_limit=15,  # seconds; what was found by then counts
     )
 
     print(fast.report)

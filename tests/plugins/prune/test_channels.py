@@ -251,6 +251,7 @@ MODELS = {
 
 
 @functools.cache  # capturing takes most of the time
+@functools.cache  # programs are captured once; whoever changes one works on a clone
 def case_named(name):
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
