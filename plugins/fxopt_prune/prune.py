@@ -171,9 +171,11 @@ class Prune(Pass):
         fitted = 0
         if done and self.reconstruct and context.calibration is not None:
             fitted = reconstruct(original, program, rows, context, self.samples)
-        by_group = {groups[i].name: len(chosen) for i, chosen in removed.items() if chosen}
         total = sum(map(len, groups))
-        return _Removed(len(units) if done else 0, total, len(groups), by_group, fitted)
+        if not done:
+            return _Removed(total=total, groups=len(groups))
+        by_group = {groups[i].name: len(chosen) for i, chosen in removed.items() if chosen}
+        return _Removed(len(units), total, len(groups), by_group, fitted)
 
     def milder(self, program: Program, context: Context) -> Milder:
         """Less and less is removed."""

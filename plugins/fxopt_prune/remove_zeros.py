@@ -15,8 +15,9 @@ class RemoveZeros(Pass):
     """Removes the channels and other units of which nothing but zeros ever comes.
 
     For models that somebody has made sparse: zero filters whose batch norm shifts by zero, zero
-    rows of linear layers with all that they feed. A unit goes if its slices of all weights that
-    make it are zero and every operation keeps zeros; one of each group stays.
+    rows of linear layers. A unit goes if it is zero wherever something is computed from it, however
+    it comes to that: a ReLU may cut off what a norm shifts below zero, a gate may multiply zeros.
+    One of each group stays.
     """
 
     info: ClassVar[PassInfo] = PassInfo(
@@ -38,7 +39,7 @@ class RemoveZeros(Pass):
                 program, edit, structure, units, f"{len(units)} zero units removed"
             )
         found = f"{len(units)} units that were zero" if done else "no unit is zero for any input"
-        return edit.result(found, units=len(units))
+        return edit.result(found, units=len(units) if done else 0)
 
 
 def _all_but_one(structure: Structure, units: list[int]) -> list[int]:

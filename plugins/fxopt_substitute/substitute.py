@@ -65,7 +65,7 @@ class Substitute(Pass):
             order.sort(key=lambda node: changes[node])
         chosen = order[: round(self.share * len(order))]
         with program.edit() as edit:
-            for node in calls.keys() - inner.keys():
+            for node in (node for node in calls if node not in inner):
                 edit.refuse(node, "it yields an output of the model")
             for node in chosen:
                 new = inner[node][1]

@@ -18,7 +18,8 @@ from fxopt_prune.channels.trace import Value
 Constants = npt.NDArray[np.float64]
 """The number that each position along a dimension consists of; NaN where it is not always one."""
 
-_SCALES = (1.0, -1.0, 8.0, -8.0, 0.25, -0.25)  # both signs, since many functions are zero for one
+# Both signs, since many functions are zero for one, and sizes beyond where any of them is flat.
+_SCALES = (1.0, -1.0, 8.0, -8.0, 1e3, -1e3)
 
 
 def zero_units(program: Program, structure: Structure, inputs: Sequence[Any]) -> list[int]:

@@ -65,7 +65,7 @@ def test_what_is_zero_everywhere_goes(name):
     units = drawn(structure, 0.4)
     case = replace(case, program=zeroed(case.program, structure, units))
     _, count = removed(case)
-    assert count >= len(units) / 2, (count, len(units))
+    assert count >= len(units)
 
 
 def test_zero_filters_go_through_gates_whatever_is_behind():
@@ -84,6 +84,7 @@ def test_zero_filters_go_through_gates_whatever_is_behind():
         (nn.ReLU(), -1.0, 2),
         (nn.ReLU(), 1.0, 0),
         (nn.Sigmoid(), 0.0, 0),
+        (nn.Hardshrink(50.0), 0.0, 2),
     ],
 )
 def test_what_is_no_zero_where_it_is_used_stays(activation, shift, count):

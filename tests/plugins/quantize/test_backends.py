@@ -83,7 +83,7 @@ def quantized(model, x, **fields):
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime", "onednn"])
-@on_random_models(5)
+@on_random_models(8)
 @given(
     built=models(max_blocks=2),
     seed=st.integers(0, 2**16),
