@@ -3,6 +3,7 @@
 Usage:
     python benchmarks/schemes.py                        both nets, all schemes
     python benchmarks/schemes.py fashion_mobilenet --weight-bits 4
+    python benchmarks/schemes.py --tasks '*enlarged' --schemes '*AdaRound*'
 
 Each row is one setting of `quantize`, scored as simulated in float; needs what accuracy.py needs.
 """
@@ -46,13 +47,15 @@ SCHEMES: dict[str, dict[str, Any]] = {
 HEADERS = ("model", "scheme", "score %", "drop", "answers", "output error", "seconds")
 
 
-def rows_of(task: Task, bits: int) -> Iterator[tuple[str, str, float, float, int, float, float]]:
+def rows_of(
+    task: Task, schemes: list[str], bits: int
+) -> Iterator[tuple[str, str, float, float, int, float, float]]:
     """One row for each scheme."""
     expected = task.outputs(task.model)
     before = task.score(expected)
-    for scheme, settings in SCHEMES.items():
+    for scheme in schemes:
         start = time.perf_counter()
-        program = emit(quantized(task, weight_bits=bits, **settings))
+        program = emit(quantized(task, weight_bits=bits, **SCHEMES[scheme]))
         seconds = time.perf_counter() - start
         outputs = task.outputs(program)
         after, error = task.score(outputs), output_error(outputs, expected)
@@ -64,14 +67,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=NETS)
     parser.add_argument("--tasks", default="*", help="a pattern, such as '*enlarged'")
+    parser.add_argument("--schemes", default="*", help="a pattern, such as '*GPTQ'")
     parser.add_argument("--weight-bits", type=int, default=8)
     add_cache(parser)
     options = parser.parse_args()
+    schemes = fnmatch.filter(SCHEMES, options.schemes)
     tasks = [task for name in options.models for task in TASKS[name](options.cache)]
     rows: list[tuple[object, ...]] = []
     for task in tasks:
         if fnmatch.fnmatch(task.name, options.tasks):
-            rows += rows_of(task, options.weight_bits)
+            rows += rows_of(task, schemes, options.weight_bits)
             print(tabulate(rows, headers=HEADERS, floatfmt=".4f", tablefmt="github"), flush=True)
 
 

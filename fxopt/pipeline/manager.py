@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import dropwhile
 
 from fxopt.analysis import Analyses, Fact
 from fxopt.ir import PassResult, Program
@@ -35,8 +36,8 @@ class Outcome:
 
     Attributes:
         program: The program after all passes that were accepted.
-        exact: The last program before the first lossy pass that was accepted: it differs from
-            the original by rounding alone, and is ``program`` itself where no lossy pass was.
+        exact: The program after the accepted exact passes alone: it differs from the original by
+            rounding, and is ``program`` itself where no lossy pass was accepted.
         records: What became of each pass, in order.
     """
 
@@ -111,7 +112,26 @@ class PassManager:
             instruments=self._instruments,
             checking=self._checking,
         )
-        return _Run(self._plan, self._context, examiner, program).execute()
+        outcome = _Run(self._plan, self._context, examiner, program).execute()
+        if outcome.program is outcome.exact:
+            return outcome
+        return replace(outcome, exact=self._without_loss(outcome))
+
+    def _without_loss(self, outcome: Outcome) -> Program:
+        """The program as exact passes leave it, those behind the first lossy one included.
+
+        What loses must pay beside the best that loses nothing.
+        """
+        steps = zip(self._plan.steps, outcome.records, strict=True)
+        applied = [(step, record) for step, record in steps if record.status == "applied"]
+        behind = dropwhile(lambda pair: pair[1].exact, applied)
+        rest = Plan(tuple(step for step, record in behind if record.exact))
+        examiner = Examiner(
+            Numbers(outcome.exact, self._context),
+            Requirements(self._facts, rest.passes, outcome.exact),
+            checking=self._checking,
+        )
+        return _Run(rest, self._context, examiner, outcome.exact).execute().program
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Prune(Pass):
             or weight matches any text. Layers that are bound together have one ratio, the first
             that fits.
         round_to: Channels left in a layer are a multiple of so many, where there are at least
-            twice as many; 0 is what suits the target.
+            twice as many; 0 is what suits the target and the size of the layer.
         reconstruct: Whether the layers that are left are fitted to the outputs that they had, by
             least squares on calibration data if there are some; needs no labels.
         samples: How many calibration samples that uses at most, rounded up to whole batches.
@@ -158,7 +158,8 @@ class Prune(Pass):
         allowed = [i for i, group in enumerate(structure.groups) if not self._skipped(group)]
         groups = [structure.groups[i] for i in allowed]
         all_scores = scores_of(program, structure, context, self.importance)
-        amounts = Amounts(self.ratio, self._ratios(), self.round_to or preferred(context.target))
+        multiples = (self.round_to,) if self.round_to else preferred(context.target)
+        amounts = Amounts(self.ratio, self._ratios(), multiples)
         removed = choose(groups, [all_scores[i] for i in allowed], amounts, self.scope)
         units = [unit for chosen in removed.values() for unit in chosen]
         original, rows = program.clone(), _rows(program, structure, units)

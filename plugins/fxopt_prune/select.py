@@ -19,6 +19,8 @@ Scores = npt.NDArray[np.float64]
 
 Scope = Literal["layer", "global"]
 
+_AMPLE = 4  # steps in a layer: fewer round a share of it too coarsely
+
 
 @dataclass(frozen=True)
 class Amounts:
@@ -27,12 +29,12 @@ class Amounts:
     Attributes:
         ratio: The share of units that go, unless ``layers`` says something else.
         layers: Ratios by patterns of names of weights; the first that matches counts.
-        round_to: Multiples of which the channels of a layer should be, where there are enough.
+        multiples: Of which the channels of a layer should be, the best first.
     """
 
     ratio: float
     layers: Mapping[str, float]
-    round_to: int
+    multiples: Sequence[int]
 
     def ratio_of(self, group: Group) -> float:
         """The share of a group's units that go."""
@@ -43,20 +45,26 @@ class Amounts:
         return self.ratio
 
     def kept(self, group: Group, wanted: float) -> int:
-        """How many units stay when so many should: a multiple that suits the hardware, or one.
-
-        A group that is too small for multiples keeps what is wanted, but at least one unit.
-        """
+        """How many units stay when so many should: a multiple that suits the hardware, or one."""
         step = self._step(group)
-        if len(group) < 2 * step:
-            step = 1
         rounded = step * max(1, math.floor(wanted / step + 0.5))
         return min(len(group), rounded)
 
     def _step(self, group: Group) -> int:
-        """Units whose channels are a multiple of ``round_to``, on each side."""
-        each = [side.positions.shape[1] for side in group.sides]
-        return max(self.round_to // math.gcd(self.round_to, size) for size in each)
+        """How many units to go by: the best multiple of which there are enough to choose from.
+
+        Where even the last one is too large, it is one.
+        """
+        steps = [_units(group, multiple) for multiple in self.multiples]
+        ample = (step for step in steps if len(group) >= _AMPLE * step)
+        last = steps[-1] if len(group) >= 2 * steps[-1] else 1
+        return next(ample, last)
+
+
+def _units(group: Group, multiple: int) -> int:
+    """Units whose channels are such a multiple, on each side."""
+    each = [side.positions.shape[1] for side in group.sides]
+    return max(multiple // math.gcd(multiple, size) for size in each)
 
 
 def _within(name: str, layer: str) -> bool:
@@ -64,9 +72,9 @@ def _within(name: str, layer: str) -> bool:
     return name.rpartition(".")[0] == layer
 
 
-def preferred(target: Target) -> int:
-    """Channels that a kernel of the target takes at a time."""
-    return 16 if "avx512f" in target.features else 8
+def preferred(target: Target) -> tuple[int, ...]:
+    """Channels that kernels of the target take at a time, the best number first."""
+    return (16, 8) if "avx512f" in target.features else (8,)
 
 
 def choose(

@@ -53,16 +53,34 @@ def test_records_tell_what_was_done():
     assert run([Coarsen(step=0.5)]).records[0].text == "coarsen{step=0.5}"
 
 
-def test_exact_ends_before_the_first_lossy_pass():
+def test_exact_is_what_all_exact_passes_make_also_those_behind_a_lossy_one():
     program = small_cnn()
     outcome = run([SwapAdd(), ReluModules(), Coarsen()], program)
+    assert [record.name for record in outcome.records] == ["relu_modules", "coarsen", "swap_add"]
     assert torch.equal(outputs(outcome.exact), outputs(program))
     assert list(outcome.exact.find(nn.ReLU))
-    assert next(outcome.exact.find(aten.add.Tensor)).args != (
-        next(outcome.program.find(aten.add.Tensor)).args
-    )
+    additions = [
+        [str(argument) for argument in next(each.find(aten.add.Tensor)).args]
+        for each in (program, outcome.exact, outcome.program)
+    ]
+    assert additions[0] != additions[1] == additions[2]
     exact_only = run([SwapAdd(), ReluModules()], program)
     assert exact_only.exact is exact_only.program
+
+
+def test_exact_leaves_out_what_needs_a_lossy_pass():
+    lossy = declare(ReluModules().run, "lossy", fidelity=Lossy(), provides=("relus_are_modules",))
+    seen = []
+
+    def after(program, context):
+        seen.append(len(list(program.find(nn.ReLU))))
+        return SwapAdd().run(program, context)
+
+    item = declare(after, stage="lower", requires=("relus_are_modules",))
+    outcome = run([lossy, item])
+    assert [record.status for record in outcome.records] == ["applied", "applied"]
+    assert seen == [1]
+    assert not list(outcome.exact.find(nn.ReLU))
 
 
 def test_inapplicable_is_skipped_with_its_reason():

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import fxopt
+from fxopt.cost import Target
 from fxopt.errors import CalibrationError, PassError
-from fxopt.passes import format_pass
+from fxopt.passes import Context, format_pass
 from fxopt.registry import default_registry
 from fxopt.testing import check_pass, run_pass
 from fxopt.training import Trainer, Training
@@ -70,6 +71,17 @@ def test_shares_and_multiples(ratio, round_to, expected):
     program, result = pruned(image_case(20, 32, 48), ratio=ratio, round_to=round_to)
     assert widths(program) == expected
     assert result.changed == (ratio > 0)
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [((), [6, 8, 24, 48, 72]), (("avx2", "avx512f"), [6, 8, 24, 48, 80])],
+)
+def test_by_itself_it_takes_multiples_that_suit_layer_and_target(features, expected):
+    target = Target("cpu", torch.device("cpu"), 1, features)
+    program = image_case(8, 16, 32, 64, 104).program
+    Prune(reconstruct=False).run(program, Context(target))
+    assert widths(program) == expected
 
 
 def test_the_smallest_go():
