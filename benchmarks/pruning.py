@@ -4,11 +4,12 @@ Usage:
     python benchmarks/pruning.py                            both Fashion-MNIST nets, 2 and 4 times
     python benchmarks/pruning.py fashion_resnet --fewer 2 --epochs 1
 
-All are brought to the same number of multiply-adds and trained with the same optimizer on the same
-data for as many epochs. "plain" is right after pruning; "fitted" after fxopt has fitted what is
-left to the old outputs on the calibration data, without labels. Latencies are of one image, eager
-and through OpenVINO in float32, measured in turns. Needs `apt-get install dataset-fashion-mnist`
-and `pip install torch-pruning`.
+All are brought to as many multiply-adds, or the next fewer that their multiples of channels allow,
+and trained with the same optimizer on the same data for as many epochs. "plain" is right after
+pruning; "fitted" after fxopt has fitted what is left to the old outputs on the calibration data,
+without labels. Latencies are of one image in float32, measured in turns. Trainings are kept in
+--cache, from where a run goes on. Needs `apt-get install dataset-fashion-mnist` and
+`pip install torch-pruning`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,8 +43,9 @@ from fxopt_prune import Prune
 from fxopt_recover import Distill, Finetune
 
 NETS = ("fashion_resnet", "fashion_mobilenet")
+BACKENDS = ("openvino", "onnxruntime")
 HEADERS = ("model", "who", "multiply-adds", "plain %", "fitted %", "trained %", "eager ms",
-           "openvino ms")  # fmt: skip
+           *(f"{name} ms" for name in BACKENDS))  # fmt: skip
 
 
 @dataclass
@@ -68,7 +71,7 @@ def rows_of(task: Task, fewer: float, options: argparse.Namespace) -> Iterator[l
     times = latencies(task, {name: each.program for name, each in found.items()})
     for name, each in found.items():
         scores = (each.plain, each.fitted, score_of(task, each.program))
-        milliseconds = times[f"{name}, eager"], times[f"{name}, openvino"]
+        milliseconds = [times[f"{name}, {where}"] for where in ("eager", *BACKENDS)]
         yield [f"{task.name}, {fewer:g}x", name, work(each.program), *scores, *milliseconds]
 
 
@@ -93,13 +96,20 @@ def work_of_module(model: nn.Module, example: Any) -> float:
 
 
 def train(
-    task: Task, program: Program, item: Pass, original: Program, epochs: int, seed: int = 0
+    task: Task,
+    program: Program,
+    item: Pass,
+    original: Program,
+    epochs: int,
+    seed: int = 0,
+    folder: Path | None = None,
 ) -> None:
+    """Trains a program in place, or goes on with what is in ``folder``."""
     training = Training(
         task.training, epochs=epochs, optimizer="sgd", learning_rate=0.02, weight_decay=5e-4
     )
     show = partial(print, "  ", file=sys.stderr, flush=True)
-    trainer = Trainer(training, seed=seed, progress=show)
+    trainer = Trainer(training, seed=seed, progress=show, folder=folder)
     item.run(program, Context(find_target("cpu"), training=trainer, original=original))
 
 
@@ -108,7 +118,8 @@ def own(
 ) -> Shrunk:
     """Pruned by fxopt, fitted on the calibration data, and trained."""
     found = shrunk(task, original, aim, options.round_to)
-    train(task, found.program, item, original, options.epochs)
+    folder = kept_in(options, task, aim, f"fxopt_{item.info.name}")
+    train(task, found.program, item, original, options.epochs, options.seed, folder)
     return found
 
 
@@ -149,8 +160,16 @@ def rival(task: Task, aim: float, options: argparse.Namespace) -> Shrunk:
     ratio = bisected(lambda ratio: work_of_module(pruned(ratio), task.example), aim)
     program = captured(task, pruned(ratio))
     found = Shrunk(program, score_of(task, program))
-    train(task, program, Finetune(), program, options.epochs)
+    folder = kept_in(options, task, aim, "torch_pruning")
+    train(task, program, Finetune(), program, options.epochs, options.seed, folder)
     return found
+
+
+def kept_in(options: argparse.Namespace, task: Task, aim: float, who: str) -> Path:
+    """Where the checkpoints of a training go; they say themselves of what they are."""
+    folder: Path = options.cache / f"{task.name}_{aim:.0f}_{who}_{options.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def bisected(cost: Callable[[float], float], aim: float) -> float:
@@ -163,14 +182,15 @@ def bisected(cost: Callable[[float], float], aim: float) -> float:
 
 
 def latencies(task: Task, programs: dict[str, Program]) -> dict[str, float]:
-    """Medians in milliseconds, eager and through OpenVINO."""
+    """Medians in milliseconds, eager and on each backend."""
     x = task.example
     calls: dict[str, Callable[[], object]] = {}
     for name, program in programs.items():
         module = emit(program)
-        fast = fxopt.optimize(module, x, passes="cleanup,fold_bn", backends=["openvino"])
         calls[f"{name}, eager"] = partial(_without_gradients, module, x)
-        calls[f"{name}, openvino"] = partial(fast, *x)
+        for backend in BACKENDS:
+            fast = fxopt.optimize(module, x, passes="cleanup,fold_bn", backends=[backend])
+            calls[f"{name}, {backend}"] = partial(fast, *x)
     return {name: latency.median for name, latency in measure(calls, rounds=8, burst=15).items()}
 
 
@@ -185,7 +205,10 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=NETS)
     parser.add_argument("--fewer", type=float, nargs="*", default=[2.0, 4.0])
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--round-to", type=int, default=1, help="channels, for all of them")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the data")
+    parser.add_argument(
+        "--round-to", type=int, default=0, help="channels, for all; 0 is the default of each"
+    )
     add_cache(parser)
     options = parser.parse_args()
     rows = []

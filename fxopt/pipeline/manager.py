@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import dropwhile
@@ -279,6 +280,7 @@ class _Run:
         except Verdict as verdict:
             trial.status, trial.reason = verdict.status, str(verdict)
             trial.over_limit = isinstance(verdict, OverLimit)
+        trial.ended = time.perf_counter()
         return trial
 
     def _private_context(self) -> Context:

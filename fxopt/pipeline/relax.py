@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 
 from fxopt.passes import Context, Milder, Pass
@@ -41,7 +42,7 @@ def relax(
         failed.reason = f"{failed.reason}; of its milder settings, {mildest}"
     else:
         best.details["milder"] = failed.reason
-        best.started = failed.started
+        best.started, best.ended = failed.started, time.perf_counter()
     (best or failed).details["costs"] = dict(options.costs)
     return best or failed
 

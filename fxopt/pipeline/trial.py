@@ -36,6 +36,7 @@ class Trial:
         excess: The limit that it does not keep, in words, where they are.
         details: What the checks found, for the machine-readable report.
         started: When, by the clock of :func:`time.perf_counter`.
+        ended: When it was over, by the same clock; None while it goes on.
     """
 
     item: Pass
@@ -55,6 +56,7 @@ class Trial:
     excess: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    ended: float | None = None
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ class Trial:
             bytes_after=self.after.weight_bytes(),
             work_before=self._work(self.before),
             work_after=self._work(self.after),
-            seconds=time.perf_counter() - self.started,
+            seconds=(self.ended or time.perf_counter()) - self.started,
             error=self.error,
             drift=self.drift,
             score=self.score,

@@ -1,5 +1,6 @@
 """What shrinks a network is judged after the training that makes up for it."""
 
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -142,3 +143,18 @@ def test_where_chapters_begin_and_end():
     assert names([tidy, shrink, tidy, mend, Broken(), late]) == [
         ["tidy"], ["shrink", "tidy", "mend", "broken"], [late.info.name]
     ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SlowlyMend(Mend):
+    info = PassInfo("slowly_mend", "recover", Lossy())
+
+    def run(self, program, context):
+        time.sleep(0.5)
+        return super().run(program, context)
+
+
+def test_the_time_of_what_shrinks_is_its_own():
+    shrink, mend = run([Shrink(), SlowlyMend()], small_cnn()).records
+    assert mend.seconds > 0.5
+    assert shrink.seconds < mend.seconds
