@@ -15,7 +15,7 @@ from fxopt.backends import (
     give_back,
     keep_files,
 )
-from fxopt.cost import Target
+from fxopt.cost import Roofline, Target
 from fxopt.errors import BackendError, CalibrationError, PassError
 from fxopt.hookspecs import hookimpl
 from fxopt.ir import (
@@ -53,6 +53,7 @@ __all__ = [
     "PassInfo",
     "PassResult",
     "Program",
+    "Roofline",
     "ScaledDotProductAttention",
     "Target",
     "Tensors",

@@ -2,10 +2,12 @@
 
 from fxopt.cost.arithmetic import example_bytes, multiply_adds
 from fxopt.cost.measure import Latency, fastest, measure
+from fxopt.cost.roofline import Roofline
 from fxopt.cost.target import Target, find_target
 
 __all__ = [
     "Latency",
+    "Roofline",
     "Target",
     "example_bytes",
     "fastest",

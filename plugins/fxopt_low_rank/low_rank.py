@@ -25,7 +25,8 @@ from fxopt.plugin import (
 )
 from fxopt_low_rank.factors import METHODS, Basis, Method, Stages, composed
 from fxopt_low_rank.layers import Geometry, made, refusal
-from fxopt_low_rank.ranks import cost, largest_rank, smallest_rank, suits
+from fxopt_low_rank.prices import Cost, price_of
+from fxopt_low_rank.ranks import Price, Thin, largest_rank, smallest_rank, suits, thin_layers
 from fxopt_low_rank.statistics import Statistics, gather
 
 _WORTH = 0.9  # a layer that keeps more of its multiply-adds only gains the overhead of another call
@@ -39,7 +40,9 @@ class LowRank(Pass):
     up for the shift of their mean; without, the error of the weights.
 
     Attributes:
-        keep: The share of a layer's multiply-adds that stay, above 0 and at most 0.9.
+        keep: The share of what a layer costs that stays, above 0 and at most 0.9.
+        cost: What that is: multiply-adds (``work``), or ``latency`` as a roofline predicts it for
+            the target and the size of the examples, which spares layers that are small.
         energy: If it is not 0, the rank is the smallest that keeps this share of the squared
             outputs (by the covariance of the inputs), and ``keep`` is what that may cost at most:
             other layers stay.
@@ -52,6 +55,7 @@ class LowRank(Pass):
     """
 
     keep: float = 0.5
+    cost: Cost = "work"
     energy: float = 0.0
     method: Method | Literal["auto"] = "auto"
     weighted: bool = True
@@ -92,7 +96,8 @@ class LowRank(Pass):
                 edit.refuse(node, reason)
             for done, node in enumerate(taken, start=1):
                 context.progress(f"factorizing: {done} of {len(taken)} layers")
-                self._factorize(program, edit, node, known.get(node), ranks)
+                price = price_of(self.cost, node, context.target)
+                self._factorize(program, edit, node, price, known.get(node), ranks)
         gone = 100 * (1 - program.weight_bytes() / max(before, 1))
         told = f"{len(ranks)} of {len(layers)} layers, {gone:.0f} % of the weights"
         return edit.result(told if ranks else "nothing pays", ranks=ranks)
@@ -118,6 +123,7 @@ class LowRank(Pass):
         program: Program,
         edit: Edit,
         node: fx.Node,
+        price: Price,
         known: Statistics | None,
         ranks: dict[str, int],
     ) -> None:
@@ -125,9 +131,9 @@ class LowRank(Pass):
         leaf: Any = program.leaf(node)
         geometry, weight = Geometry.of(leaf), leaf.weight.detach().double()
         basis = _basis(weight, known)
-        found = self._best(weight, basis, geometry.stride)
+        found = self._best(weight, basis, geometry.stride, price)
         if found is None:
-            edit.refuse(node, f"no rank keeps less than {self.keep:g} of its multiply-adds")
+            edit.refuse(node, f"no rank keeps less than {self.keep:g} of its {self.cost}")
             return
         stages, rank = found
         bias = _bias(leaf, weight, composed(stages), known)
@@ -141,7 +147,7 @@ class LowRank(Pass):
         ranks[str(node.target)] = rank
 
     def _best(
-        self, weight: torch.Tensor, basis: Basis, strides: Sequence[int]
+        self, weight: torch.Tensor, basis: Basis, strides: Sequence[int], price: Price
     ) -> tuple[Stages, int] | None:
         """The factorization that errs least of those that cost little enough."""
         methods: Sequence[Method] = ("svd", "spatial", "tucker")
@@ -149,7 +155,7 @@ class LowRank(Pass):
             methods = (self.method,) if suits(self.method, weight.shape) else ("svd",)
         tried = []
         for method in (m for m in methods if suits(m, weight.shape)):
-            rank = self._rank(method, weight, basis, strides)
+            rank = self._rank(method, weight, basis, strides, price)
             if rank:
                 stages = METHODS[method](weight, rank, basis)
                 tried.append((_error(weight, stages, basis), stages, rank))
@@ -157,12 +163,17 @@ class LowRank(Pass):
         return None if best is None else (best[1], best[2])
 
     def _rank(
-        self, method: Method, weight: torch.Tensor, basis: Basis, strides: Sequence[int]
+        self,
+        method: Method,
+        weight: torch.Tensor,
+        basis: Basis,
+        strides: Sequence[int],
+        price: Price,
     ) -> int:
         """What ``keep`` and ``energy`` say; 0 where it does not pay."""
         shape = list(weight.shape)
-        limit = self.keep * prod(shape)
-        most = largest_rank(method, shape, strides, limit, self.round_to)
+        limit = self.keep * price([Thin(prod(shape), shape[0])])
+        most = largest_rank(method, shape, strides, limit, self.round_to, price)
         if not self.energy or not most:
             return most
 
@@ -174,7 +185,8 @@ class LowRank(Pass):
         rank = (
             min(most, -(-rank // self.round_to) * self.round_to) if rank > self.round_to else rank
         )
-        return rank if enough(rank) and cost(method, shape, strides, rank) <= limit else 0
+        affordable = price(thin_layers(method, shape, strides, rank)) <= limit
+        return rank if enough(rank) and affordable else 0
 
     def _skipped(self, node: fx.Node) -> bool:
         return any(fnmatchcase(str(node.target), pattern) for pattern in self.skip)

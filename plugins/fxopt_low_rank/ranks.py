@@ -1,8 +1,9 @@
-"""How many multiply-adds thinner layers take, and which rank is worth it."""
+"""What thinner layers cost, and which rank is worth it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from fxopt_low_rank.factors import Method, Shape
@@ -10,23 +11,48 @@ from fxopt_low_rank.factors import Method, Shape
 Strides = Sequence[int]
 
 
-def cost(method: Method, shape: Shape, strides: Strides, rank: int) -> int:
-    """Multiply-adds at each position of the output.
+@dataclass(frozen=True)
+class Thin:
+    """A layer, as far as it matters for what it costs.
 
-    What comes before a stride is computed at more positions.
+    Attributes:
+        weights: How many it has: its multiply-adds at each position of its output.
+        channels: How many it yields.
+        dense: Its positions for each of the last layer's: more before a stride.
     """
+
+    weights: int
+    channels: int
+    dense: int = 1
+
+
+Price = Callable[[Sequence[Thin]], float]
+"""What layers cost, one after the other."""
+
+
+def work(layers: Sequence[Thin]) -> int:
+    """Multiply-adds at each position of the output."""
+    return sum(each.weights * each.dense for each in layers)
+
+
+def thin_layers(method: Method, shape: Shape, strides: Strides, rank: int) -> list[Thin]:
+    """The layers that stand for one of the given shape at a rank."""
     outputs, inputs, *taps = shape
-    dense = prod(strides)
+    dense, mixed = prod(strides), Thin(rank * outputs, outputs)
     if method == "svd":
-        return rank * (inputs * prod(taps) + outputs)
+        return [Thin(rank * inputs * prod(taps), rank), mixed]
     if method == "spatial":
-        return rank * (inputs * taps[0] * strides[1] + outputs * taps[1])
+        return [Thin(rank * inputs * taps[0], rank, strides[1]),
+                Thin(rank * outputs * taps[1], outputs)]  # fmt: skip
     if method == "cp":
-        return rank * (inputs * dense + taps[0] * strides[1] + taps[1] + outputs)
+        return [Thin(rank * inputs, rank, dense), Thin(rank * taps[0], rank, strides[1]),
+                Thin(rank * taps[1], rank), mixed]  # fmt: skip
     if method == "separable":
-        return rank * inputs * (prod(taps) + outputs)
+        between = rank * inputs
+        return [Thin(between * prod(taps), between), Thin(between * outputs, outputs)]
     come, go = (max(1, round(rank * side / max(outputs, inputs))) for side in (inputs, outputs))
-    return come * inputs * dense + come * go * prod(taps) + go * outputs
+    return [Thin(come * inputs, come, dense), Thin(come * go * prod(taps), go),
+            Thin(go * outputs, outputs)]  # fmt: skip
 
 
 def suits(method: Method, shape: Shape) -> bool:
@@ -37,14 +63,16 @@ def suits(method: Method, shape: Shape) -> bool:
     return method == "svd" or prod(taps) > 1  # a separable layer or a core needs neighbours
 
 
-def largest_rank(method: Method, shape: Shape, strides: Strides, limit: float, step: int) -> int:
+def largest_rank(
+    method: Method, shape: Shape, strides: Strides, limit: float, step: int, price: Price = work
+) -> int:
     """The largest rank that costs no more than ``limit``: a multiple of ``step`` where that fits.
 
     Returns:
         0 where even rank 1 costs more.
     """
     most = _most(method, shape)
-    fits = lambda rank: cost(method, shape, strides, rank) <= limit  # noqa: E731
+    fits = lambda rank: price(thin_layers(method, shape, strides, rank)) <= limit  # noqa: E731
     rank = _last(fits, most)
     return rank - rank % step if rank >= 2 * step else rank
 

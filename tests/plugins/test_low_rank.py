@@ -1,19 +1,22 @@
 """low_rank: factors against the layers they stand for, ranks, and what is refused."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import optimization_hint
 
-from fxopt.cost import find_target
+from fxopt.cost import Roofline, find_target
 from fxopt.errors import PassError
 from fxopt.passes import Context
 from fxopt.testing import check_pass, make_case, run_pass
 from fxopt.testing.reference import randomize
 from fxopt_low_rank import LowRank
 from fxopt_low_rank.factors import METHODS, composed
-from fxopt_low_rank.ranks import cost, largest_rank, suits
+from fxopt_low_rank.prices import price_of
+from fxopt_low_rank.ranks import largest_rank, suits, thin_layers, work
 from tests.building import Builder
 from tests.pipeline.support import run
 
@@ -134,7 +137,9 @@ def test_costs_are_those_of_the_layers(method, stride):
         for dim in stage.dims:
             strides[dim] = 1
         total += stage.weight.numel() * strides[0] * strides[1]
-    assert cost(method, weight.shape, stride, 6) == total
+    layers = thin_layers(method, weight.shape, stride, 6)
+    assert work(layers) == total
+    assert [each.channels for each in layers] == [len(stage.weight) for stage in stages]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -142,9 +147,13 @@ def test_the_largest_rank_is_the_last_that_fits(method):
     shape, strides = (32, 24, 3, 3), (1, 1)
     limit = 0.4 * 32 * 24 * 9
     rank = largest_rank(method, shape, strides, limit, step=1)
-    assert cost(method, shape, strides, rank) <= limit
+
+    def cost(rank):
+        return work(thin_layers(method, shape, strides, rank))
+
+    assert cost(rank) <= limit
     most = {"tucker": 32, "separable": 9}.get(method, 24)
-    assert rank == most or cost(method, shape, strides, rank + 1) > limit
+    assert rank == most or cost(rank + 1) > limit
     rounded = largest_rank(method, shape, strides, limit, step=4)
     assert rounded == rank - rank % 4 or rank < 8
 
@@ -284,6 +293,46 @@ def test_energy_chooses_the_rank():
         assert result.details["ranks"] == {"0": rank}
     _, result = run_pass(LowRank(energy=0.99999999, weighted=False, keep=0.1), case)
     assert not result.changed
+
+
+SIZES = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 512), nn.Linear(512, 512))
+
+
+def test_by_predicted_latency_small_layers_stay():
+    """One call more costs a small layer more time than thinner weights save."""
+    case = case_of(SIZES, 64, 16)
+    found = {
+        cost: run_pass(LowRank(cost=cost, weighted=False), case)[1].details["ranks"]
+        for cost in ("work", "latency")
+    }
+    assert set(found["work"]) == {"0", "2", "3"}
+    assert set(found["latency"]) == {"3"}
+    assert 8 <= found["latency"]["3"] <= found["work"]["3"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_price_is_what_the_roofline_says_of_each_layer(method, stride):
+    """Recomputed from the modules and tensors themselves."""
+    layer = nn.Conv2d(96, 128, 3, stride, 1, bias=False)
+    case = case_of(nn.Sequential(layer), 1, 96, 24, 24)
+    target = find_target("cpu")
+    (before,) = case.program.find(nn.Conv2d)
+    program, result = run_pass(LowRank(cost="latency", method=method, keep=0.9), case)
+    rank = result.details["ranks"]["0"]
+    layers = thin_layers(method, layer.weight.shape, layer.stride, rank)
+    predicted, total = price_of("latency", before, target)(layers), 0.0
+    for node in program.find(nn.Conv2d):
+        leaf = program.leaf(node)
+        moved = _numbers(node.args[0]) + leaf.weight.numel() + _numbers(node)
+        outputs = leaf.out_channels
+        each = _numbers(node) // outputs * leaf.weight.numel() / outputs
+        total += Roofline.of(target).milliseconds(outputs, each, 4 * moved)
+    assert predicted == pytest.approx(total, rel=0.02)
+
+
+def _numbers(node):
+    return math.prod(optimization_hint(size, fallback=1) for size in node.meta["val"].shape)
 
 
 def test_names_and_settings_are_checked():

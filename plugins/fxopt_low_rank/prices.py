@@ -1,0 +1,45 @@
+"""What a layer and those in its place cost, as a setting says: arithmetic or predicted time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import optimization_hint
+
+from fxopt.plugin import Roofline, Target
+from fxopt_low_rank.ranks import Price, Thin, work
+
+Cost = Literal["work", "latency"]
+
+
+def price_of(cost: Cost, node: fx.Node, target: Target) -> Price:
+    """The price of what stands in the place of a layer."""
+    if cost == "work":
+        return work
+    before, after = (_size(each) for each in (node.args[0], node))
+    return lambda layers: _milliseconds(layers, before, after, Roofline.of(target))
+
+
+def _milliseconds(layers: Sequence[Thin], before: int, after: int, roofline: Roofline) -> float:
+    """Predicted for layers that take so many float32 values and yield so many."""
+    positions = after // layers[-1].channels
+    sizes = [before, *(positions * each.dense * each.channels for each in layers)]
+    return sum(
+        roofline.milliseconds(
+            each.channels,
+            positions * each.dense * each.weights / each.channels,
+            4.0 * (takes + each.weights + yields),
+        )
+        for each, (takes, yields) in zip(layers, pairwise(sizes), strict=True)
+    )
+
+
+def _size(node: Any) -> int:
+    """How many numbers a node yields, at the sizes of the examples."""
+    value: torch.Tensor = node.meta["val"]
+    return prod(optimization_hint(size, fallback=1) for size in value.shape)
