@@ -149,14 +149,14 @@ def _tensor_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 # --- the zoos -------------------------------------------------------------------------------
 
 
-def torchvision_zoo(dtype: torch.dtype) -> Iterator[tuple[str, Build]]:
+def torchvision_zoo(dtype: torch.dtype, largest: int = LARGEST) -> Iterator[tuple[str, Build]]:
     """Every model of torchvision that is neither quantized nor too large."""
     from torchvision.models import get_model_weights, list_models
 
     for name in list_models():
         weights = next(iter(get_model_weights(name)), None)
         size = weights.meta["num_params"] if weights is not None else 0
-        if not name.startswith("quantized_") and size <= LARGEST:
+        if not name.startswith("quantized_") and size <= largest:
             yield name, lambda name=name: _torchvision(name, dtype)  # type: ignore[misc]
 
 

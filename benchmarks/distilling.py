@@ -17,6 +17,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from accuracy import add_cache
@@ -36,7 +37,7 @@ PASSES = ("finetune", "distill", "distill{hints=attention}", "distill{hints=feat
 def rows_of(task: Task, options: argparse.Namespace) -> Iterator[list[object]]:
     """One row for each pass."""
     original = well_trained(task, options)
-    small = shrunk(task, original, work(original) / options.fewer, round_to=1)
+    small = shrunk(task, original, work(original) / options.fewer, options.round_to)
     name = f"{task.name}, {options.fewer:g}x"
     yield [name, "original", "", score_of(task, original)]
     yield [name, "pruned and fitted", "", small.fitted]
@@ -45,7 +46,8 @@ def rows_of(task: Task, options: argparse.Namespace) -> Iterator[list[object]]:
         scores = []
         for seed in options.seeds:
             program = small.program.clone()
-            train(task, program, item, original, options.epochs, seed)
+            folder = kept(options.cache / f"{task.name}_{options.fewer:g}x_{text}_{seed}")
+            train(task, program, item, original, options.epochs, seed, folder)
             scores.append(score_of(task, program))
             print(f"  {name}: {text}: seed {seed}: {scores[-1]:.2f}", file=sys.stderr, flush=True)
         yield [name, text, " ".join(f"{score:.2f}" for score in scores), statistics.mean(scores)]
@@ -58,9 +60,16 @@ def well_trained(task: Task, options: argparse.Namespace) -> Program:
     if path.exists():
         program.module.load_state_dict(torch.load(path, weights_only=True))
     else:
-        train(task, program, Finetune(), program, options.train_first)
+        train(task, program, Finetune(), program, options.train_first, folder=kept(path))
         torch.save(program.module.state_dict(), path)
     return program
+
+
+def kept(path: Path) -> Path:
+    """Where the checkpoints of a training go, from where a run goes on."""
+    folder = path.with_suffix(".checkpoints")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def main() -> None:
@@ -70,6 +79,7 @@ def main() -> None:
     parser.add_argument("--passes", nargs="+", default=PASSES)
     parser.add_argument("--train-first", type=int, default=6, metavar="EPOCHS")
     parser.add_argument("--fewer", type=float, default=4.0, help="times fewer multiply-adds")
+    parser.add_argument("--round-to", type=int, default=1, help="channels of the pruned net")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add_cache(parser)

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from coverage import Inputs, torchvision_zoo
+from coverage import LARGEST, Inputs, torchvision_zoo
 from tabulate import tabulate
 from torch import nn
 
@@ -71,7 +71,7 @@ class Row:
 
 def check(name: str, model: nn.Module, inputs: Inputs) -> Row:
     """Prunes a model by default, then compares a random removal with zeros."""
-    program = capture_program(model.eval(), *inputs).clone()
+    program = capture_program(model.eval(), *inputs)
     calls = [inputs, with_batch(inputs, 3)] if program.signature.batch else [inputs]
     flat = [program.signature.flatten(*call) for call in calls]
     row = Row(name)
@@ -81,6 +81,7 @@ def check(name: str, model: nn.Module, inputs: Inputs) -> Row:
     row.seconds = round(time.perf_counter() - start, 1)
     row.gone = round(100 * (1 - pruned.weight_bytes() / program.weight_bytes()), 1)
     row.batches = sum(_runs(pruned, each) for each in flat)
+    del pruned  # the largest models need what memory there is
     structure = find_groups(program)
     row.groups, row.units = len(structure.groups), sum(map(len, structure.groups))
     row.error = _strong_check(program, structure, flat)
@@ -117,19 +118,22 @@ def _strong_check(
 _TINY = 1e-3
 
 
-def cases(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], tuple[nn.Module, Inputs]]]]:
+def cases(
+    dtype: torch.dtype, largest: int
+) -> Iterator[tuple[str, Callable[[], tuple[nn.Module, Inputs]]]]:
     """All models of torchvision; of detection models the backbones."""
     from torchvision.models import get_model_builder
 
-    single = dict(torchvision_zoo(torch.float32))
-    for name, build in torchvision_zoo(dtype):
+    single = dict(torchvision_zoo(torch.float32, largest))
+    suffix = "" if dtype == torch.float64 else ", float32"
+    for name, build in torchvision_zoo(dtype, largest):
         kind = get_model_builder(name).__module__.split(".")[2]
         if kind == "detection":
             yield f"{name}, backbone", lambda build=build: _backbone(build, dtype)  # type: ignore[misc]
         elif kind == "optical_flow":  # of which parts are always in float32
             yield f"{name}, float32", lambda name=name: _with_outputs(*single[name]())  # type: ignore[misc]
         else:
-            yield name, lambda build=build: _with_outputs(*build())  # type: ignore[misc]
+            yield f"{name}{suffix}", lambda build=build: _with_outputs(*build())  # type: ignore[misc]
 
 
 def _backbone(build: Any, dtype: torch.dtype) -> tuple[nn.Module, Inputs]:
@@ -145,11 +149,11 @@ def _with_outputs(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     return model, inputs
 
 
-def run(patterns: list[str], out: Path | None, dtype: torch.dtype) -> list[Row]:
+def run(patterns: list[str], out: Path | None, dtype: torch.dtype, largest: int) -> list[Row]:
     """Checks every case that the results file does not hold yet, and keeps the file current."""
     rows = [Row(**row) for row in json.loads(out.read_text())] if out and out.exists() else []
     done = {row.name for row in rows}
-    for name, build in cases(dtype):
+    for name, build in cases(dtype, largest):
         if name in done or not any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
             continue
         torch.manual_seed(0)
@@ -172,10 +176,11 @@ def main() -> None:
     )
     parser.add_argument("--only", default="*", help="shell patterns of names, with commas between")
     parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
+    parser.add_argument("--largest", type=int, default=LARGEST, help="parameters of a model")
     parser.add_argument("--out", type=Path, help="JSON of results; models in it are skipped")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = run(options.only.split(","), options.out, getattr(torch, options.dtype))
+    rows = run(options.only.split(","), options.out, getattr(torch, options.dtype), options.largest)
     cells = [list(asdict(row).values()) for row in rows]
     print(tabulate(cells, headers=HEADERS, tablefmt="github", floatfmt=".2g"))
 

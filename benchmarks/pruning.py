@@ -4,7 +4,7 @@ Usage:
     python benchmarks/pruning.py                            both Fashion-MNIST nets, 2 and 4 times
     python benchmarks/pruning.py fashion_resnet --fewer 2 --epochs 1
 
-All are brought to as many multiply-adds, or the next fewer that their multiples of channels allow,
+All are brought to as few multiply-adds, or 3 % more where their multiples of channels ask for it,
 and trained with the same optimizer on the same data for as many epochs. "plain" is right after
 pruning; "fitted" after fxopt has fitted what is left to the old outputs on the calibration data,
 without labels. Latencies are of one image in float32, measured in turns. Trainings are kept in
@@ -60,7 +60,7 @@ class Shrunk:
 def rows_of(task: Task, fewer: float, options: argparse.Namespace) -> Iterator[list[Any]]:
     """The original, then each way at so many times fewer multiply-adds."""
     original = captured(task, task.model)
-    aim = work(original) / fewer
+    aim = 1.03 * work(original) / fewer
     ways: dict[str, Callable[[], Shrunk]] = {
         "original": lambda: Shrunk(original),
         "torch-pruning GroupNorm, finetuned": lambda: rival(task, aim, options),
@@ -110,7 +110,9 @@ def train(
     )
     show = partial(print, "  ", file=sys.stderr, flush=True)
     trainer = Trainer(training, seed=seed, progress=show, folder=folder)
+    program.module.to(memory_format=torch.channels_last)  # depthwise layers train 1.5 times as fast
     item.run(program, Context(find_target("cpu"), training=trainer, original=original))
+    program.module.to(memory_format=torch.contiguous_format)
 
 
 def own(

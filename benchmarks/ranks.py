@@ -5,9 +5,10 @@ Usage:
     python benchmarks/ranks.py minilm --keep 0.7 0.5
 
 Each row is `low_rank` at a share of the multiply-adds, without training afterwards: by the weights
-alone ("plain"), or by what layers take and yield on calibration data. Latencies are of one sample,
-eager and through OpenVINO in float32, measured in turns. The last rows are what `fxopt.optimize`
-makes of the same pass: it never gives back what is slower. Needs what accuracy.py needs.
+alone, or by what layers take and yield on calibration data; or by data, at a share of the latency
+that is predicted for each layer. Latencies are of one sample in float32, measured in turns. The
+last rows are what `fxopt.optimize` makes of the same pass: it never gives back what is slower.
+Needs what accuracy.py needs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from accuracy import add_cache, output_error
-from pruning import captured, latencies, work
+from pruning import BACKENDS, captured, latencies, work
 from quiet import quiet
 from tabulate import tabulate
 from tasks import TASKS, Task
@@ -32,8 +33,13 @@ from fxopt.passes import Calibration, Context
 from fxopt_low_rank import LowRank
 
 MODELS = ("minilm", "fashion_resnet", "efficientnet_lite0")
+WAYS: dict[str, dict[str, Any]] = {
+    "weights": {"weighted": False},
+    "data": {},
+    "data, latency": {"cost": "latency"},
+}
 HEADERS = ("model", "kept", "by", "multiply-adds", "score %", "drop", "output error", "eager ms",
-           "openvino ms")  # fmt: skip
+           *(f"{name} ms" for name in BACKENDS))  # fmt: skip
 
 
 def rows_of(task: Task, options: argparse.Namespace) -> Iterator[list[Any]]:
@@ -44,9 +50,9 @@ def rows_of(task: Task, options: argparse.Namespace) -> Iterator[list[Any]]:
     )
     programs: dict[tuple[str, str], Program] = {("all", ""): original}
     for keep in options.keep:
-        for by, weighted in (("weights", False), ("data", True)):
+        for by, settings in WAYS.items():
             program = original.clone()
-            LowRank(keep=keep, weighted=weighted).run(program, context)
+            LowRank(keep=keep, **settings).run(program, context)
             programs[f"{keep:g}", by] = program
             print(f"  {task.name}: {keep:g}, by {by}", file=sys.stderr, flush=True)
     times = latencies(task, {" ".join(name): each for name, each in programs.items()})
@@ -55,7 +61,7 @@ def rows_of(task: Task, options: argparse.Namespace) -> Iterator[list[Any]]:
     for name, each in programs.items():
         outputs = task.outputs(emit(each))
         score, error, text = task.score(outputs), output_error(outputs, expected), " ".join(name)
-        milliseconds = times[f"{text}, eager"], times[f"{text}, openvino"]
+        milliseconds = [times[f"{text}, {where}"] for where in ("eager", *BACKENDS)]
         yield [task.name, *name, work(each), score, before - score, error, *milliseconds]
 
 
