@@ -15,7 +15,7 @@ from fxopt_prune.energies import input_energies
 from fxopt_prune.gradients import backward
 from fxopt_prune.select import Scores
 
-Importance = Literal["magnitude", "activation", "gradient", "taylor", "random"]
+Importance = Literal["auto", "magnitude", "activation", "gradient", "taylor", "random"]
 
 
 def scores_of(
@@ -34,7 +34,8 @@ def scores_of(
             data. ``gradient`` is the sum of the magnitudes of dL/dw over the weights that go with
             it, and ``taylor`` the norm over batches of the sum of w dL/dw (Molchanov et al.,
             "Importance Estimation for Neural Network Pruning", 2019). ``random`` is by
-            ``context.seed``.
+            ``context.seed``. ``auto`` is ``activation`` where there are calibration data and they
+            tell something of a group, else ``magnitude``.
 
     Raises:
         CalibrationError: There are no data.
@@ -43,8 +44,12 @@ def scores_of(
     if importance == "random":
         random = np.random.default_rng(context.seed)
         return [random.random(len(group)) for group in groups]
-    if importance == "magnitude":
-        return [np.sqrt(_summed(group, _squares, relative=True)) for group in groups]
+    if importance == "magnitude" or (importance == "auto" and context.calibration is None):
+        return [_by_magnitude(group) for group in groups]
+    if importance == "auto":
+        found = _by_activation(program, structure, calibration_of(context, importance))
+        pairs = zip(groups, found, strict=True)
+        return [score if score.any() else _by_magnitude(group) for group, score in pairs]
     if importance == "activation":
         return _by_activation(program, structure, calibration_of(context, importance))
     scores = [np.zeros(len(group)) for group in groups]
@@ -66,6 +71,10 @@ def calibration_of(context: Context, wanted_by: str) -> Calibration:
             hint="give fxopt.optimize(calibration=), an iterable of batches",
         )
     return context.calibration
+
+
+def _by_magnitude(group: Group) -> Scores:
+    return np.asarray(np.sqrt(_summed(group, _squares, relative=True)))
 
 
 def _summed(

@@ -70,7 +70,8 @@ class Prune(Pass):
         importance: Which units go: those with the smallest weights (``magnitude``), that add least
             to what comes behind on calibration data (``activation``), by the gradient of the loss
             (``gradient``, ``taylor``; of ``fxopt.optimize(training=)`` if that has labels, else a
-            measure of how much the outputs change), or any (``random``).
+            measure of how much the outputs change), or any (``random``). ``auto`` is
+            ``activation`` where there are calibration data, else ``magnitude``.
         scope: Whether each layer loses its share (``layer``), or those that matter least anywhere
             go (``global``).
         layers: Other ratios for single layers: ``name=ratio``, where ``*`` in the name of a layer
@@ -89,7 +90,7 @@ class Prune(Pass):
     """
 
     ratio: float = 0.3
-    importance: Importance = "magnitude"
+    importance: Importance = "auto"
     scope: Scope = "layer"
     layers: tuple[str, ...] = ()
     round_to: int = 0

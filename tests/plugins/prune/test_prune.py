@@ -91,7 +91,8 @@ def test_the_smallest_go():
     with torch.no_grad():
         layer.weight[[1, 4]] *= 1e-3
     wanted = layer.weight[[0, 2, 3, 5]].clone()
-    program, _ = pruned(case, ratio=1 / 3, reconstruct=False, round_to=1)
+    settings = {"importance": "magnitude", "reconstruct": False}
+    program, _ = pruned(case, ratio=1 / 3, round_to=1, **settings)
     (node,) = program.find(nn.Conv2d)
     assert torch.equal(program.leaf(node).weight, wanted)
 
@@ -237,6 +238,30 @@ def test_what_matters_more_has_a_larger_score(importance, least):
     ranks = both.argsort(1).argsort(1).double()
     assert torch.corrcoef(ranks)[0, 1] > least
     assert (torch.tensor(scores) >= 0).all()
+
+
+def test_by_itself_it_uses_data_where_there_are_some():
+    case = image_case(6, 8)
+    structure = find_groups(case.program)
+
+    def scores(importance, context):
+        found = scores_of(case.program, structure, context, importance)
+        return [torch.tensor(each) for each in found]
+
+    blind = replace(case.context(), calibration=None)
+    for context, same in ((case.context(), "activation"), (blind, "magnitude")):
+        for own, wanted in zip(scores("auto", context), scores(same, context), strict=True):
+            assert torch.equal(own, wanted)
+
+
+def test_by_itself_it_uses_weights_where_data_tell_nothing():
+    """What transposed convolutions take is not followed."""
+    layers = nn.Sequential(conv(3, 6), nn.ReLU(), nn.ConvTranspose2d(6, 3, 3))
+    case = case_of(layers, random(4, 3, 8, 8))
+    structure = find_groups(case.program)
+    for importance, told in (("activation", False), ("magnitude", True), ("auto", True)):
+        (score,) = scores_of(case.program, structure, case.context(), importance)
+        assert bool(score.any()) == told
 
 
 def test_gradients_are_of_the_users_loss():
