@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import optimization_hint
 
-from fxopt.cost import Roofline, find_target
+from fxopt.cost import Roofline, Target, find_target
 from fxopt.errors import PassError
 from fxopt.passes import Context
 from fxopt.testing import check_pass, make_case, run_pass
@@ -295,6 +295,7 @@ def test_energy_chooses_the_rank():
     assert not result.changed
 
 
+TWO_CORES = Target("cpu", torch.device("cpu"), 2, ("avx2", "avx512f"))
 SIZES = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 512), nn.Linear(512, 512))
 
 
@@ -302,7 +303,7 @@ def test_by_predicted_latency_small_layers_stay():
     """One call more costs a small layer more time than thinner weights save."""
     case = case_of(SIZES, 64, 16)
     found = {
-        cost: run_pass(LowRank(cost=cost, weighted=False), case)[1].details["ranks"]
+        cost: LowRank(cost=cost).run(case.program.clone(), Context(TWO_CORES)).details["ranks"]
         for cost in ("work", "latency")
     }
     assert set(found["work"]) == {"0", "2", "3"}
@@ -316,9 +317,9 @@ def test_the_price_is_what_the_roofline_says_of_each_layer(method, stride):
     """Recomputed from the modules and tensors themselves."""
     layer = nn.Conv2d(96, 128, 3, stride, 1, bias=False)
     case = case_of(nn.Sequential(layer), 1, 96, 24, 24)
-    target = find_target("cpu")
+    target, program = TWO_CORES, case.program.clone()
     (before,) = case.program.find(nn.Conv2d)
-    program, result = run_pass(LowRank(cost="latency", method=method, keep=0.9), case)
+    result = LowRank(cost="latency", method=method, keep=0.9).run(program, Context(target))
     rank = result.details["ranks"]["0"]
     layers = thin_layers(method, layer.weight.shape, layer.stride, rank)
     predicted, total = price_of("latency", before, target)(layers), 0.0
