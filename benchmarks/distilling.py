@@ -17,11 +17,10 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from accuracy import add_cache
-from pruning import captured, score_of, shrunk, train, work
+from pruning import captured, checkpoints, score_of, shrunk, train, work
 from quiet import quiet
 from tabulate import tabulate
 from tasks import TASKS, Task
@@ -46,7 +45,7 @@ def rows_of(task: Task, options: argparse.Namespace) -> Iterator[list[object]]:
         scores = []
         for seed in options.seeds:
             program = small.program.clone()
-            folder = kept(options.cache / f"{task.name}_{options.fewer:g}x_{text}_{seed}")
+            folder = checkpoints(options.cache / f"{task.name}_{options.fewer:g}x_{text}_{seed}")
             train(task, program, item, original, options.epochs, seed, folder)
             scores.append(score_of(task, program))
             print(f"  {name}: {text}: seed {seed}: {scores[-1]:.2f}", file=sys.stderr, flush=True)
@@ -60,16 +59,10 @@ def well_trained(task: Task, options: argparse.Namespace) -> Program:
     if path.exists():
         program.module.load_state_dict(torch.load(path, weights_only=True))
     else:
-        train(task, program, Finetune(), program, options.train_first, folder=kept(path))
+        folder = checkpoints(path.with_suffix(".checkpoints"))
+        train(task, program, Finetune(), program, options.train_first, folder=folder)
         torch.save(program.module.state_dict(), path)
     return program
-
-
-def kept(path: Path) -> Path:
-    """Where the checkpoints of a training go, from where a run goes on."""
-    folder = path.with_suffix(".checkpoints")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def main() -> None:

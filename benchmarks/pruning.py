@@ -169,7 +169,11 @@ def rival(task: Task, aim: float, options: argparse.Namespace) -> Shrunk:
 
 def kept_in(options: argparse.Namespace, task: Task, aim: float, who: str) -> Path:
     """Where the checkpoints of a training go; they say themselves of what they are."""
-    folder: Path = options.cache / f"{task.name}_{aim:.0f}_{who}_{options.seed}"
+    return checkpoints(options.cache / f"{task.name}_{aim:.0f}_{who}_{options.seed}")
+
+
+def checkpoints(folder: Path) -> Path:
+    """A folder for the checkpoints of a training, from where a run goes on."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -28,8 +28,18 @@ from fxopt.ir import (
     is_random,
     paged,
 )
-from fxopt.passes import Calibration, Context, Exact, Lossy, Milder, Pass, PassInfo
-from fxopt.training import Trained, Trainer
+from fxopt.passes import (
+    Calibration,
+    Context,
+    Exact,
+    Lossy,
+    Milder,
+    Pass,
+    PassInfo,
+    check_names,
+    is_named,
+)
+from fxopt.training import Criterion, Trained, Trainer
 
 __all__ = [
     "Analysis",
@@ -39,6 +49,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "Context",
+    "Criterion",
     "Edit",
     "Exact",
     "Executable",
@@ -59,10 +70,12 @@ __all__ = [
     "Tensors",
     "Trained",
     "Trainer",
+    "check_names",
     "export_program",
     "give_back",
     "hookimpl",
     "is_aten",
+    "is_named",
     "is_random",
     "keep_files",
     "paged",

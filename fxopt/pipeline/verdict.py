@@ -59,7 +59,7 @@ def blamed(item: Pass, doing: str) -> Iterator[None]:
 def describe_failure(error: BaseException, item: Pass) -> str:
     """The exception's type, its message, and where in the pass's own files it came from."""
     # an FxoptError says what, where and what to do on lines of their own
-    message = error.what if isinstance(error, FxoptError) else str(error)
+    message = _advised(error) if isinstance(error, FxoptError) else str(error)
     violations = getattr(error, "violations", ())
     message = "; ".join(violations) if violations else " ".join(message.split())
     if len(message) > _LONGEST:
@@ -67,6 +67,11 @@ def describe_failure(error: BaseException, item: Pass) -> str:
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     place = _deepest_frame(error, item)
     return f"{text} (at {place})" if place else text
+
+
+def _advised(error: FxoptError) -> str:
+    """What failed, and what the user can do about it."""
+    return f"{error.what}; {error.hint}" if error.hint else error.what
 
 
 def _deepest_frame(error: BaseException, item: Pass) -> str | None:

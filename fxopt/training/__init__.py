@@ -1,6 +1,6 @@
 """Training a program back: the one trainer that all passes share."""
 
 from fxopt.training.settings import Loss, Training
-from fxopt.training.trainer import Objective, Trained, Trainer
+from fxopt.training.trainer import Criterion, Objective, Trained, Trainer
 
-__all__ = ["Loss", "Objective", "Trained", "Trainer", "Training"]
+__all__ = ["Criterion", "Loss", "Objective", "Trained", "Trainer", "Training"]

@@ -16,7 +16,7 @@ from fxopt.training.data import check, walk
 from fxopt.training.loop import Loop, Trained
 from fxopt.training.settings import Training
 
-__all__ = ["Objective", "Trained", "Trainer"]
+__all__ = ["Criterion", "Objective", "Trained", "Trainer"]
 
 Objective = Callable[[Sequence[Any], Sequence[Any], Any], torch.Tensor]
 """From flat outputs, flat inputs and a batch's target to a scalar."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, ClassVar, Literal
 
@@ -17,11 +16,12 @@ from fxopt.plugin import (
     Lossy,
     Milder,
     Pass,
-    PassError,
     PassInfo,
     PassResult,
     Program,
     Target,
+    check_names,
+    is_named,
 )
 from fxopt_low_rank.factors import METHODS, Basis, Method, Stages, composed
 from fxopt_low_rank.layers import Geometry, made, refusal
@@ -85,9 +85,9 @@ class LowRank(Pass):
             PassError: ``skip`` matches no layer.
         """
         layers = _layers(program)
-        self._check_names(layers)
+        check_names(self.skip, [str(node.target) for node in layers], "skip")
         refused = {n: why for n in layers if (why := refusal(program, n)) is not None}
-        taken = [n for n in layers if n not in refused and not self._skipped(n)]
+        taken = [n for n in layers if n not in refused and not is_named(str(n.target), self.skip)]
         known = self._statistics(program, context, taken)
         before = program.weight_bytes()
         ranks: dict[str, int] = {}
@@ -187,14 +187,6 @@ class LowRank(Pass):
         )
         affordable = price(thin_layers(method, shape, strides, rank)) <= limit
         return rank if enough(rank) and affordable else 0
-
-    def _skipped(self, node: fx.Node) -> bool:
-        return any(fnmatchcase(str(node.target), pattern) for pattern in self.skip)
-
-    def _check_names(self, layers: list[fx.Node]) -> None:
-        for pattern in self.skip:
-            if not any(fnmatchcase(str(node.target), pattern) for node in layers):
-                raise PassError(f"low_rank: no layer is called {pattern!r}")
 
 
 def _layers(program: Program) -> list[fx.Node]:

@@ -22,18 +22,21 @@ def price_of(cost: Cost, node: fx.Node, target: Target) -> Price:
     if cost == "work":
         return work
     before, after = (_size(each) for each in (node.args[0], node))
-    return lambda layers: _milliseconds(layers, before, after, Roofline.of(target))
+    width = float(node.meta["val"].element_size())
+    return lambda layers: _milliseconds(layers, before, after, width, Roofline.of(target))
 
 
-def _milliseconds(layers: Sequence[Thin], before: int, after: int, roofline: Roofline) -> float:
-    """Predicted for layers that take so many float32 values and yield so many."""
+def _milliseconds(
+    layers: Sequence[Thin], before: int, after: int, width: float, roofline: Roofline
+) -> float:
+    """Predicted for layers that take so many values, of ``width`` bytes each, and yield so many."""
     positions = after // layers[-1].channels
     sizes = [before, *(positions * each.dense * each.channels for each in layers)]
     return sum(
         roofline.milliseconds(
             each.channels,
             positions * each.dense * each.weights / each.channels,
-            4.0 * (takes + each.weights + yields),
+            width * (takes + each.weights + yields),
         )
         for each, (takes, yields) in zip(layers, pairwise(sizes), strict=True)
     )

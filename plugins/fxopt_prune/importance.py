@@ -31,11 +31,12 @@ def scores_of(
             and of what takes it (as in Fang et al., "DepGraph", 2023), each relative to its mean
             over the units. ``activation`` is the
             norm of what a unit adds to the outputs of the layers that take it, on calibration
-            data. ``gradient`` is the sum of the magnitudes of dL/dw over the weights that go with
+            data; ``magnitude`` for groups whose takers are not understood.
+            ``gradient`` is the sum of the magnitudes of dL/dw over the weights that go with
             it, and ``taylor`` the norm over batches of the sum of w dL/dw (Molchanov et al.,
             "Importance Estimation for Neural Network Pruning", 2019). ``random`` is by
-            ``context.seed``. ``auto`` is ``activation`` where there are calibration data and they
-            tell something of a group, else ``magnitude``.
+            ``context.seed``. ``auto`` is ``activation`` where there are calibration data, else
+            ``magnitude``.
 
     Raises:
         CalibrationError: There are no data.
@@ -46,11 +47,7 @@ def scores_of(
         return [random.random(len(group)) for group in groups]
     if importance == "magnitude" or (importance == "auto" and context.calibration is None):
         return [_by_magnitude(group) for group in groups]
-    if importance == "auto":
-        found = _by_activation(program, structure, calibration_of(context, importance))
-        pairs = zip(groups, found, strict=True)
-        return [score if score.any() else _by_magnitude(group) for group, score in pairs]
-    if importance == "activation":
+    if importance in ("auto", "activation"):
         return _by_activation(program, structure, calibration_of(context, importance))
     scores = [np.zeros(len(group)) for group in groups]
     for gradients in backward(program, context):
@@ -129,8 +126,9 @@ def _by_activation(
     for group in structure.groups:
         total = np.zeros(len(group))
         for side in group.sides:
-            if side.dim == 1 and id(side.tensor) in energies:
-                products = along(_squares(side.tensor), 1) * energies[id(side.tensor)]
+            energy = energies.get((id(side.tensor), side.dim))
+            if energy is not None:
+                products = along(_squares(side.tensor), side.dim) * energy
                 total += products[side.positions].sum(1)
-        scores.append(np.sqrt(total))
+        scores.append(np.sqrt(total) if total.any() else _by_magnitude(group))
     return scores

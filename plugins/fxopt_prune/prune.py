@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,17 +15,18 @@ from fxopt.plugin import (
     Lossy,
     Milder,
     Pass,
-    PassError,
     PassInfo,
     PassResult,
     Program,
     Target,
+    check_names,
+    is_named,
 )
 from fxopt_prune.channels import Group, Structure, find_groups
 from fxopt_prune.energies import takes_channels
 from fxopt_prune.importance import Importance, scores_of
 from fxopt_prune.reconstruct import Rows, reconstruct
-from fxopt_prune.select import Amounts, Scope, choose, preferred
+from fxopt_prune.select import Amounts, Scope, choose, layer_names, preferred
 from fxopt_prune.shrink import remove
 
 
@@ -155,7 +155,9 @@ class Prune(Pass):
     def _remove(self, program: Program, edit: Edit, context: Context, first: bool) -> _Removed:
         structure = find_groups(program)
         if first:
-            _check_names(structure, [*self._ratios(), *self.skip])
+            names = sorted({name for group in structure.groups for name in layer_names(group)})
+            check_names(self._ratios(), names, "layers")
+            check_names(self.skip, names, "skip")
         allowed = [i for i, group in enumerate(structure.groups) if not self._skipped(group)]
         groups = [structure.groups[i] for i in allowed]
         all_scores = scores_of(program, structure, context, self.importance)
@@ -204,8 +206,7 @@ class Prune(Pass):
         return ratios
 
     def _skipped(self, group: Group) -> bool:
-        names = _layer_names(group)
-        return any(fnmatchcase(name, pattern) for name in names for pattern in self.skip)
+        return any(is_named(name, self.skip) for name in layer_names(group))
 
 
 def _rows(program: Program, structure: Structure, units: Sequence[int]) -> Rows:
@@ -218,22 +219,6 @@ def _rows(program: Program, structure: Structure, units: Sequence[int]) -> Rows:
             outputs = structure.trace.weights[id(leaf.weight)][1][0]
             found[str(node.target)] = torch.from_numpy(np.flatnonzero(~gone[outputs]))
     return found
-
-
-def _layer_names(group: Group) -> set[str]:
-    """The layers whose channels are concerned, and their weights."""
-    weights = {side.name for side in group.sides}
-    return weights | {name.rpartition(".")[0] for name in weights}
-
-
-def _check_names(structure: Structure, patterns: Sequence[str]) -> None:
-    names = {name for group in structure.groups for name in _layer_names(group)}
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise PassError(
-                f"prune: no layer that can lose channels is called {pattern!r}",
-                hint=f"such layers are {', '.join(sorted(names)[:5])}, ...",
-            )
 
 
 def _has_labels(context: Context) -> bool:

@@ -7,7 +7,6 @@ for what is missing in what it gets. Outputs are those of the original network; 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.plugin import Context, Program, windows
+from fxopt_prune.constants import shift_of, used_once
 from fxopt_prune.energies import takes_channels
 
 _RIDGE = 1e-3
@@ -34,7 +34,8 @@ def reconstruct(
 
     Args:
         original: The program before anything was removed.
-        pruned: The same with smaller weights.
+        pruned: The same with smaller weights; it may have a batch norm's mean changed, which then
+            stands for the bias of the layer before.
         rows: The outputs of each layer of ``original`` that ``pruned`` has.
         context: With calibration data.
         samples: How many of those are used at most, rounded up to whole batches.
@@ -46,7 +47,8 @@ def reconstruct(
     assert context.calibration is not None
     batches = list(_first(context.calibration, samples))
     before, after = _Walk(original, batches), _Walk(pruned, batches)
-    own = {target: rows for target, rows in rows.items() if target in _used_once(pruned)}
+    alone = {str(node.target) for node in used_once(pruned)}
+    own = {target: rows for target, rows in rows.items() if target in alone}
     fitted = 0
     with torch.no_grad():
         for target in after.layers():
@@ -55,15 +57,6 @@ def reconstruct(
                 fitted += 1
                 context.progress(f"fitting what is left: {fitted} layers")
     return fitted
-
-
-def _used_once(program: Program) -> set[str]:
-    """The layers whose weights nothing else uses: what fits one call could spoil another."""
-    calls = [node for node in program.nodes if node.op == "call_module"]
-    uses = Counter(id(w) for node in calls for w in program.leaf(node).parameters())
-    uses.update(id(program.tensor(node)) for node in program.nodes if node.op == "get_attr")
-    alone = [n for n in calls if all(uses[id(w)] == 1 for w in program.leaf(n).parameters())]
-    return {str(node.target) for node in alone}
 
 
 def _first(batches: Iterable[list[Any]], samples: int) -> Iterator[list[Any]]:
@@ -127,13 +120,14 @@ def _fit(before: _Walk, after: _Walk, rows: torch.Tensor) -> bool:
     layer: Any = after.program.leaf(after.next)
     if layer.weight[0].numel() > _LARGEST:
         return False
-    sums = _Sums(layer.bias is not None)
+    shift = shift_of(after.program, after.next)
+    sums = _Sums(shift is not None)
     for x, y in zip(after.inputs(), before.step(), strict=True):
         sums.add(*_pairs(layer, x, y, rows))
-    weight, bias = sums.solve(layer.weight.flatten(1).double())
+    weight, constant = sums.solve(layer.weight.flatten(1).double())
     layer.weight.copy_(weight.reshape(layer.weight.shape))
-    if bias is not None:
-        layer.bias.copy_(bias)
+    if shift is not None:
+        shift(constant)
     return True
 
 
@@ -168,7 +162,7 @@ class _Sums:
     """Gathers the normal equations of a layer's outputs in its inputs.
 
     Args:
-        shifts: Whether the layer has a bias, which takes care of the means.
+        shifts: Whether a constant can be added, which takes care of the means.
     """
 
     def __init__(self, shifts: bool) -> None:
@@ -186,8 +180,8 @@ class _Sums:
         self._means = self._means[0] + x.sum(0), self._means[1] + y.sum(0)
         self._count += len(x)
 
-    def solve(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The weights, near those that were, and the bias by which outputs err least."""
+    def solve(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights, near those that were, and the constant by which outputs err least."""
         squares, products = self._squares / self._count, self._products / self._count
         x, y = (each / self._count for each in self._means)
         if self._shifts:
@@ -196,4 +190,4 @@ class _Sums:
         matrix = squares + held * torch.eye(len(squares), dtype=squares.dtype)
         change = torch.linalg.solve(matrix, (products - weight @ squares).T).T
         fitted = weight + change
-        return fitted, y - fitted @ x if self._shifts else None
+        return fitted, y - fitted @ x

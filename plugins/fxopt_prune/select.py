@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fxopt.plugin import Target
+from fxopt.plugin import Target, is_named
 from fxopt_prune.channels import Group
 
 Scores = npt.NDArray[np.float64]
@@ -38,9 +37,9 @@ class Amounts:
 
     def ratio_of(self, group: Group) -> float:
         """The share of a group's units that go."""
-        names = [group.name, *(side.name for side in group.sides)]
+        names = layer_names(group)
         for pattern, ratio in self.layers.items():
-            if any(fnmatchcase(name, pattern) or _within(name, pattern) for name in names):
+            if any(is_named(name, [pattern]) for name in names):
                 return ratio
         return self.ratio
 
@@ -67,9 +66,10 @@ def _units(group: Group, multiple: int) -> int:
     return max(multiple // math.gcd(multiple, size) for size in each)
 
 
-def _within(name: str, layer: str) -> bool:
-    """Whether a weight belongs to a layer of exactly this name."""
-    return name.rpartition(".")[0] == layer
+def layer_names(group: Group) -> set[str]:
+    """The layers whose channels are concerned, and their weights."""
+    weights = {group.name, *(side.name for side in group.sides)}
+    return weights | {name.rpartition(".")[0] for name in weights}
 
 
 def preferred(target: Target) -> tuple[int, ...]:

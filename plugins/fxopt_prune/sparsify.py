@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,11 +15,12 @@ from fxopt.plugin import (
     Lossy,
     Milder,
     Pass,
-    PassError,
     PassInfo,
     PassResult,
     Program,
     Target,
+    check_names,
+    is_named,
 )
 from fxopt_prune.energies import input_energies
 from fxopt_prune.importance import calibration_of
@@ -120,12 +120,10 @@ class Sparsify(Pass):
         """The weights that are looked at, by the name of their first layer; tied ones once."""
         seen: set[int] = set()
         nodes = list(program.find(*_LAYERS))
-        for pattern in self.skip:
-            if not any(fnmatchcase(str(node.target), pattern) for node in nodes):
-                raise PassError(f"sparsify: no layer is called {pattern!r}")
+        check_names(self.skip, [str(node.target) for node in nodes], "skip")
         for node in nodes:
             weight = program.leaf(node).get_parameter("weight")
-            skipped = any(fnmatchcase(str(node.target), pattern) for pattern in self.skip)
+            skipped = is_named(str(node.target), self.skip)
             if id(weight) not in seen and not skipped and weight.is_floating_point():
                 seen.add(id(weight))
                 yield str(node.target), weight
@@ -139,8 +137,8 @@ class Sparsify(Pass):
             return magnitudes
         energies = input_energies(program, calibration_of(context, "activation"))
         for name, weight in weights.items():
-            if id(weight) in energies:
-                norms = torch.from_numpy(energies[id(weight)]).sqrt().to(weight)
+            if (id(weight), 1) in energies:
+                norms = torch.from_numpy(energies[id(weight), 1]).sqrt().to(weight)
                 magnitudes[name] *= norms.view(1, -1, *[1] * (weight.dim() - 2))
         return magnitudes
 

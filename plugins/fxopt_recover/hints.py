@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fxopt.plugin import PassError, Program
+from fxopt.plugin import Program, check_names, is_named
 
 Kind = Literal["off", "attention", "features"]
 
@@ -47,14 +46,8 @@ class Hints:
         shared = _layers_of_both(student, teacher)
         if not patterns:
             return cls(student, teacher, _last_of_each_size(teacher, shared), kind)
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in shared):
-                raise PassError(
-                    f"distill: no layer of both networks is called {pattern!r}",
-                    hint=f"such layers are {', '.join(shared[:5])}, ...",
-                )
-        chosen = [n for n in shared if any(fnmatchcase(n, pattern) for pattern in patterns)]
-        return cls(student, teacher, chosen, kind)
+        check_names(patterns, shared, "layers, which both networks need to have,")
+        return cls(student, teacher, [n for n in shared if is_named(n, patterns)], kind)
 
     def __len__(self) -> int:
         return len(self._names)

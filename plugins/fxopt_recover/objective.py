@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
 
-from fxopt.plugin import Program
+from fxopt.plugin import Criterion, Program
 from fxopt_recover.hints import Hints
 
 Match = Literal["auto", "logits", "outputs"]
-
-Criterion = Callable[[Sequence[Any], Any], torch.Tensor]
-"""The user's loss of flat outputs and a target."""
 
 
 class Imitation:

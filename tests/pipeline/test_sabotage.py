@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxopt.analysis import Analysis
+from fxopt.errors import PassError
 from fxopt.ir import LeafModule, PassResult
 from fxopt.ir.shapes import infer
 from fxopt.passes import Lossy
@@ -147,6 +148,10 @@ def raises_deep_inside(program, _):
     with program.edit() as edit:
         edit.replace(node_of(program, nn.ReLU), nn.Conv2d(5, 5, 1), program.inputs[0])
     return edit.result()
+
+
+def advises(program, _):
+    raise PassError("too fine", hint="be coarse")
 
 
 def exits(program, _):
@@ -288,6 +293,7 @@ SABOTEURS = [
     (claims_a_fact_idly, {"provides": ("never",)}, "provides never .*not hold: everything"),
     (raises, {}, f"failed: ZeroDivisionError: one too many .at .*{HERE}raises"),
     (raises_deep_inside, {}, f"failed: ProgramError: .*{HERE}raises_deep_inside"),
+    (advises, {}, f"failed: PassError: too fine; be coarse .at .*{HERE}advises"),
     (exits, {}, f"failed: SystemExit: 3 .at .*{HERE}exits"),
     (returns_none, {}, "returned a NoneType, not a PassResult"),
     (returns_text, {}, "returned a str, not a PassResult"),

@@ -18,9 +18,10 @@ from fxopt.plugin import (
     PassInfo,
     PassResult,
     Program,
+    check_names,
+    is_named,
 )
 from fxopt_quantize.calibrate import observe
-from fxopt_quantize.skipping import check_skipped, is_skipped
 from fxopt_quantize.weight_only.modules import WeightOnlyEmbedding, WeightOnlyLinear
 from fxopt_quantize.weight_only.moments import LinearMoments
 from fxopt_quantize.weight_only.recurrent import WeightOnlyRecurrent, matrices
@@ -90,7 +91,7 @@ class QuantizeWeights(Pass):
             PassError: ``skip`` names a layer that does not exist.
         """
         nodes = self._layers(program)
-        check_skipped(self.skip, nodes)
+        check_names(self.skip, [str(node.target) for node in nodes], "skip")
         moments = self._moments(program, context, nodes)
         store = Store(self.bits, self.group, self.symmetric, moments)
         made: dict[nn.Module, nn.Module] = {}
@@ -166,7 +167,7 @@ class QuantizeWeights(Pass):
 
     def _refusal(self, node: fx.Node, layer: nn.Module) -> str | None:
         """Why a layer stays in float; None where nothing speaks against it."""
-        if is_skipped(node, self.skip):
+        if is_named(str(node.target), self.skip):
             return "named in skip"
         for weight in _matrices(layer):
             if (reason := weight_refusal(weight)) is not None:

@@ -160,8 +160,14 @@ def test_between_steps_it_trains():
 
 @pytest.mark.parametrize("name", ["0.typo", "nothing*"])
 def test_names_that_match_nothing_are_errors(name):
-    with pytest.raises(PassError, match="no layer that can lose channels is called"):
+    with pytest.raises(PassError, match="no such layer"):
         pruned(image_case(8), skip=(name,))
+
+
+@pytest.mark.parametrize("pattern", ["0", "0*", "*0", "0.weight", "?.weight"])
+def test_layers_are_named_by_their_own_or_their_weights_names(pattern):
+    program, _ = pruned(image_case(8), ratio=0.0, round_to=1, layers=(f"{pattern}=0.5",))
+    assert widths(program) == [4]
 
 
 @pytest.mark.parametrize(
@@ -254,14 +260,61 @@ def test_by_itself_it_uses_data_where_there_are_some():
             assert torch.equal(own, wanted)
 
 
-def test_by_itself_it_uses_weights_where_data_tell_nothing():
-    """What transposed convolutions take is not followed."""
-    layers = nn.Sequential(conv(3, 6), nn.ReLU(), nn.ConvTranspose2d(6, 3, 3))
-    case = case_of(layers, random(4, 3, 8, 8))
+class Read(nn.Module):
+    def __init__(self, kind, bidirectional):
+        super().__init__()
+        self.first = nn.Linear(3, 6)
+        self.last = kind(6, 5, num_layers=2, batch_first=True, bidirectional=bidirectional)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)))[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "taken"),
+    [
+        (nn.Sequential(conv(3, 6), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3)), (4, 3, 8, 8), (0,)),
+        (Read(nn.LSTM, True), (4, 7, 3), (1, 1)),
+        (Read(nn.GRU, False), (4, 7, 3), (1,)),
+    ],
+    ids=["transposed", "lstm", "gru"],
+)
+def test_by_activation_is_by_the_norms_of_what_is_multiplied(model, x, taken):
+    case = case_of(model, random(*x))
     structure = find_groups(case.program)
-    for importance, told in (("activation", False), ("magnitude", True), ("auto", True)):
-        (score,) = scores_of(case.program, structure, case.context(), importance)
-        assert bool(score.any()) == told
+    context, makers = case.context(), ("0.weight", "first.weight")
+    all_scores = scores_of(case.program, structure, context, "activation")
+    (i,) = [i for i, group in enumerate(structure.groups) if group.name in makers]
+    sides = structure.groups[i].sides
+    takers = [side for side in sides if side.tensor.dim() > 1 and side.name not in makers]
+    assert tuple(side.dim for side in takers) == taken
+    first = case.program.leaf(next(iter(case.program.find(nn.Conv2d, nn.Linear))))
+    outputs = [torch.relu(first(x)) for (x,) in context.calibration]
+    rows = torch.cat([y.movedim(1 if y.dim() == 4 else -1, 0).flatten(1) for y in outputs], 1)
+    weights = sum(t.tensor.movedim(t.dim, 0).flatten(1).square().sum(1) for t in takers)
+    wanted = (weights * rows.square().mean(1)).sqrt()
+    torch.testing.assert_close(torch.tensor(all_scores[i]), wanted.detach())
+
+
+def test_by_activation_it_uses_weights_where_data_tell_nothing():
+    """What a parameter outside of layers multiplies is not seen."""
+
+    class Multiplied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.weight = conv(3, 8), nn.Parameter(torch.randn(8, 2))
+
+        def forward(self, x):
+            return torch.relu(self.first(x)).mean((2, 3)) @ self.weight
+
+    case = case_of(Multiplied(), random(4, 3, 8, 8))
+    structure = find_groups(case.program)
+    (by_data,), (by_weights,) = (
+        scores_of(case.program, structure, case.context(), importance)
+        for importance in ("activation", "magnitude")
+    )
+    assert by_data.any()
+    assert (by_data == by_weights).all()
 
 
 def test_gradients_are_of_the_users_loss():
@@ -340,6 +393,48 @@ def test_one_rewrite_is_removal_and_fitting():
         program.rewrite_limit = limit
         Prune().run(program, case.context())
         assert program.fingerprint() == like.fingerprint()
+
+
+@pytest.mark.parametrize("behind", [nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False)])
+def test_a_batch_norm_takes_up_the_constant_part_of_what_is_missing(behind):
+    """A channel that hardly varies is worth no weight, but a constant."""
+    layers = conv(3, 8), nn.Softplus(), nn.Conv2d(8, 6, 1, bias=False), behind
+    model = nn.Sequential(*layers)
+    case = case_of(model, random(4, 3, 8, 8))
+    first, second = (case.program.leaf(node) for node in case.program.find(nn.Conv2d))
+    with torch.no_grad():
+        first.weight[:4] *= 1e-3
+        second.weight[:, 4:] *= 4.0  # so that the constant channels go
+    mean = behind.running_mean.clone()
+    plain, _ = pruned(case, ratio=0.5, round_to=1, reconstruct=False)
+    fitted, result = pruned(case, ratio=0.5, round_to=1)
+    (norm,) = fitted.find(nn.BatchNorm2d)
+    assert widths(fitted) == [4, 6]
+    assert result.details["fitted"] == 2
+    assert error(case, fitted) < 0.05 * error(case, plain)
+    assert not torch.equal(fitted.leaf(norm).running_mean, mean)
+    assert torch.equal(behind.running_mean, mean)  # the user's
+
+
+def test_a_batch_norm_that_others_use_too_stays():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm = conv(3, 8), nn.BatchNorm2d(6, affine=False)
+            self.left, self.right = conv(8, 6, bias=False), conv(8, 6, bias=False)
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            return self.norm(self.left(x)), self.norm(self.right(x))
+
+    case = case_of(Shared(), random(4, 3, 8, 8))
+    fitted, _ = pruned(case, ratio=0.5, round_to=1)
+    before, after = (
+        [program.leaf(node).running_mean for node in program.find(nn.BatchNorm2d)]
+        for program in (case.program, fitted)
+    )
+    assert len(before) == len(after) == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_layers_called_twice_are_fitted_once_or_left():

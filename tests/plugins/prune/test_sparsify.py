@@ -100,7 +100,7 @@ def test_tied_weights_and_names():
     assert result.details["zeros"] == 18
     program, _ = run_pass(Sparsify(skip=("0", "4")), CASE)
     assert [zeros(weight) > 0 for weight in weights(program).values()] == [False, True, False]
-    with pytest.raises(PassError, match="no layer is called"):
+    with pytest.raises(PassError, match="no such layer"):
         run_pass(Sparsify(skip=("typo",)), CASE)
 
 
