@@ -41,8 +41,8 @@ class LowRank(Pass):
 
     Attributes:
         keep: The share of what a layer costs that stays, above 0 and at most 0.9.
-        cost: What that is: multiply-adds (``work``), or ``latency`` as a roofline predicts it for
-            the target and the size of the examples, which spares layers that are small.
+        cost: What that is: ``latency``, as a roofline predicts it for the target and the size of
+            the examples, which spares layers that are small; or multiply-adds (``work``).
         energy: If it is not 0, the rank is the smallest that keeps this share of the squared
             outputs (by the covariance of the inputs), and ``keep`` is what that may cost at most:
             other layers stay.
@@ -55,7 +55,7 @@ class LowRank(Pass):
     """
 
     keep: float = 0.5
-    cost: Cost = "work"
+    cost: Cost = "latency"
     energy: float = 0.0
     method: Method | Literal["auto"] = "auto"
     weighted: bool = True
@@ -103,7 +103,7 @@ class LowRank(Pass):
         return edit.result(told if ranks else "nothing pays", ranks=ranks)
 
     def milder(self, program: Program, context: Context) -> Milder:
-        """More and more of the multiply-adds stay."""
+        """More and more of what layers cost stays."""
         shares = [share for share in (0.6, 0.7, 0.8, 0.9) if share > self.keep]
         return Milder([replace(self, keep=share) for share in shares])
 
