@@ -44,6 +44,7 @@ from fxopt_recover import Distill, Finetune
 
 NETS = ("fashion_resnet", "fashion_mobilenet")
 BACKENDS = ("openvino", "onnxruntime")
+PASSES: dict[str, Pass] = {"finetune": Finetune(), "distill": Distill()}
 HEADERS = ("model", "who", "multiply-adds", "plain %", "fitted %", "trained %", "eager ms",
            *(f"{name} ms" for name in BACKENDS))  # fmt: skip
 
@@ -64,9 +65,9 @@ def rows_of(task: Task, fewer: float, options: argparse.Namespace) -> Iterator[l
     ways: dict[str, Callable[[], Shrunk]] = {
         "original": lambda: Shrunk(original),
         "torch-pruning GroupNorm, finetuned": lambda: rival(task, aim, options),
-        "fxopt prune, finetune": lambda: own(task, original, aim, options, Finetune()),
-        "fxopt prune, distill": lambda: own(task, original, aim, options, Distill()),
     }
+    for name in options.passes:
+        ways[f"fxopt prune, {name}"] = partial(own, task, original, aim, options, PASSES[name])
     found = {name: way() for name, way in ways.items()}
     times = latencies(task, {name: each.program for name, each in found.items()})
     for name, each in found.items():
@@ -210,6 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=NETS)
     parser.add_argument("--fewer", type=float, nargs="*", default=[2.0, 4.0])
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the order of the data")
     parser.add_argument(
@@ -222,7 +224,7 @@ def main() -> None:
         for task in TASKS[name](options.cache):
             for fewer in options.fewer:
                 rows += list(rows_of(task, fewer, options))
-                print(tabulate(rows[-4:], headers=HEADERS, tablefmt="github"), flush=True)
+                print(tabulate(rows, headers=HEADERS, tablefmt="github"), flush=True)
     print(tabulate(rows, headers=HEADERS, floatfmt=".4g", tablefmt="github"))
 
 
