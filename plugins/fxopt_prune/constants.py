@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ Shift = Callable[[torch.Tensor], object]
 """Makes a layer add a constant, of shape (outputs,), in place of what its bias added."""
 
 
-def shift_of(program: Program, node: fx.Node) -> Shift | None:
+def shift_of(program: Program, node: fx.Node, alone: Collection[fx.Node]) -> Shift | None:
     """How a layer's outputs can be shifted: by its bias, or by the mean that is subtracted next.
 
     Args:
         program: Is not changed until the shift is called.
         node: The call of a convolution or linear layer.
+        alone: As :func:`used_once` gives them.
 
     Returns:
         None where there is neither.
@@ -30,18 +31,26 @@ def shift_of(program: Program, node: fx.Node) -> Shift | None:
     leaf: Any = program.leaf(node)
     if leaf.bias is not None:
         return leaf.bias.copy_  # type: ignore[no-any-return]
-    norm = _norm_behind(program, node)
+    norm = _norm_behind(program, node, alone)
     return None if norm is None else norm.running_mean.sub_
 
 
-def _norm_behind(program: Program, node: fx.Node) -> Any:
-    """The batch norm that alone takes a convolution's outputs, and takes no others."""
-    user = next(iter(node.users)) if len(node.users) == 1 else None
-    if user is None or user.op != "call_module" or isinstance(program.leaf(node), nn.Linear):
+def _norm_behind(program: Program, node: fx.Node, alone: Collection[fx.Node]) -> Any:
+    """The batch norm that alone takes a layer's outputs, and takes no others."""
+    users = list(node.users)
+    if len(users) != 1 or users[0] not in alone or not _channels_are_dim_1(program, node):
         return None
-    norm: Any = program.leaf(user)
-    fits = type(norm) in _BATCH_NORMS and norm.running_mean is not None
-    return norm if fits and user in used_once(program) else None
+    norm: Any = program.leaf(users[0])
+    return norm if type(norm) in _BATCH_NORMS and norm.running_mean is not None else None
+
+
+def _channels_are_dim_1(program: Program, node: fx.Node) -> bool:
+    """Whether a batch norm behind a layer normalises its outputs, not another dimension.
+
+    So it is where the outputs have one dimension for the batch and the others as the weight has.
+    """
+    weight: Any = program.leaf(node).weight
+    return bool(node.meta["val"].dim() == weight.dim())
 
 
 def used_once(program: Program) -> set[fx.Node]:

@@ -29,6 +29,12 @@ def _convolves(leaf: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
     return type(leaf) in kinds and leaf.groups == 1
 
 
+def all_taken(program: Program) -> set[Taken]:
+    """All that multiplies what some layer takes."""
+    calls = [node for node in program.nodes if node.op == "call_module"]
+    return {key for node in calls for key in _taken(program.leaf(node))}
+
+
 def _taken(leaf: Any) -> list[Taken]:
     """All that multiplies what a layer takes; nothing for layers that are not understood."""
     if takes_channels(leaf):

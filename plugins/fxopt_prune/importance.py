@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from typing import Literal
 
 import numpy as np
@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fxopt.plugin import Calibration, CalibrationError, Context, Program
-from fxopt_prune.channels import Group, Structure
-from fxopt_prune.energies import input_energies
+from fxopt_prune.channels import Group, Side, Structure
+from fxopt_prune.energies import Taken, input_energies
 from fxopt_prune.gradients import backward
 from fxopt_prune.select import Scores
 
@@ -29,14 +29,13 @@ def scores_of(
         context: With calibration data, or data to train on, where the importance takes some.
         importance: ``magnitude`` is the norm of all weights that go with a unit, of what makes
             and of what takes it (as in Fang et al., "DepGraph", 2023), each relative to its mean
-            over the units. ``activation`` is the
-            norm of what a unit adds to the outputs of the layers that take it, on calibration
-            data; ``magnitude`` for groups whose takers are not understood.
-            ``gradient`` is the sum of the magnitudes of dL/dw over the weights that go with
-            it, and ``taylor`` the norm over batches of the sum of w dL/dw (Molchanov et al.,
-            "Importance Estimation for Neural Network Pruning", 2019). ``random`` is by
-            ``context.seed``. ``auto`` is ``activation`` where there are calibration data, else
-            ``magnitude``.
+            over the units. ``activation`` is the norm of what a unit adds to the outputs of the
+            layers that take it, on calibration data; ``magnitude`` for the groups of which
+            :func:`seen` finds no side. ``gradient`` is the sum of the magnitudes of dL/dw over
+            the weights that go with it, and ``taylor`` the norm over batches of the sum of w dL/dw
+            (Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019).
+            ``random`` is by ``context.seed``. ``auto`` is ``activation`` where there are
+            calibration data, else ``magnitude``.
 
     Raises:
         CalibrationError: There are no data.
@@ -45,15 +44,25 @@ def scores_of(
     if importance == "random":
         random = np.random.default_rng(context.seed)
         return [random.random(len(group)) for group in groups]
-    if importance == "magnitude" or (importance == "auto" and context.calibration is None):
-        return [_by_magnitude(group) for group in groups]
-    if importance in ("auto", "activation"):
+    if goes_by_data(importance, context):
         return _by_activation(program, structure, calibration_of(context, importance))
+    if importance in ("auto", "magnitude"):
+        return [_by_magnitude(group) for group in groups]
     scores = [np.zeros(len(group)) for group in groups]
     for gradients in backward(program, context):
         for group, score in zip(groups, scores, strict=True):
             score += _of_gradients(group, gradients, importance == "taylor")
     return [np.sqrt(score) for score in scores] if importance == "taylor" else scores
+
+
+def goes_by_data(importance: Importance, context: Context) -> bool:
+    """Whether what units add on calibration data decides."""
+    return importance == "activation" or (importance == "auto" and context.calibration is not None)
+
+
+def seen(group: Group, taken: Container[Taken]) -> list[Side]:
+    """The sides of a group that multiply what layers take that are understood."""
+    return [side for side in group.sides if (id(side.tensor), side.dim) in taken]
 
 
 def calibration_of(context: Context, wanted_by: str) -> Calibration:
@@ -122,13 +131,16 @@ def _by_activation(
 ) -> list[Scores]:
     """The norm of what the units add to outputs, by the norms of what is multiplied."""
     energies = input_energies(program, calibration)
-    scores = []
-    for group in structure.groups:
-        total = np.zeros(len(group))
-        for side in group.sides:
-            energy = energies.get((id(side.tensor), side.dim))
-            if energy is not None:
-                products = along(_squares(side.tensor), side.dim) * energy
-                total += products[side.positions].sum(1)
-        scores.append(np.sqrt(total) if total.any() else _by_magnitude(group))
-    return scores
+    return [
+        _added(group, energies) if seen(group, energies) else _by_magnitude(group)
+        for group in structure.groups
+    ]
+
+
+def _added(group: Group, energies: Mapping[Taken, Scores]) -> Scores:
+    total = np.zeros(len(group))
+    for side in seen(group, energies):
+        energy = energies[id(side.tensor), side.dim]
+        products = along(_squares(side.tensor), side.dim) * energy
+        total += products[side.positions].sum(1)
+    return np.asarray(np.sqrt(total))

@@ -23,8 +23,8 @@ from fxopt.plugin import (
     is_named,
 )
 from fxopt_prune.channels import Group, Structure, find_groups
-from fxopt_prune.energies import takes_channels
-from fxopt_prune.importance import Importance, scores_of
+from fxopt_prune.energies import all_taken, takes_channels
+from fxopt_prune.importance import Importance, goes_by_data, scores_of, seen
 from fxopt_prune.reconstruct import Rows, reconstruct
 from fxopt_prune.select import Amounts, Scope, choose, layer_names, preferred
 from fxopt_prune.shrink import remove
@@ -40,6 +40,7 @@ class _Removed:
         groups: Of groups.
         by_group: How many went of each, by its name.
         fitted: Layers that were fitted, in the last step.
+        unseen: Groups that weights decided on, since no data tell what is taken of them.
     """
 
     units: int = 0
@@ -47,11 +48,13 @@ class _Removed:
     groups: int = 0
     by_group: dict[str, int] = field(default_factory=dict)
     fitted: int = 0
+    unseen: int = 0
 
     def add(self, later: _Removed) -> None:
         """What the next step has done."""
         self.units += later.units
         self.total, self.groups = self.total or later.total, self.groups or later.groups
+        self.unseen = max(self.unseen, later.unseen)
         for name, count in later.by_group.items():
             self.by_group[name] = self.by_group.get(name, 0) + count
         self.fitted = later.fitted
@@ -136,6 +139,7 @@ class Prune(Pass):
             units=every.units,
             groups=every.groups,
             fitted=every.fitted,
+            unseen=every.unseen,
             removed=every.by_group,
         )
 
@@ -160,6 +164,7 @@ class Prune(Pass):
             check_names(self.skip, names, "skip")
         allowed = [i for i, group in enumerate(structure.groups) if not self._skipped(group)]
         groups = [structure.groups[i] for i in allowed]
+        unseen = self._unseen(program, groups, context)
         all_scores = scores_of(program, structure, context, self.importance)
         multiples = (self.round_to,) if self.round_to else preferred(context.target)
         amounts = Amounts(self.ratio, self._ratios(), multiples)
@@ -179,7 +184,14 @@ class Prune(Pass):
         if not done:
             return _Removed(total=total, groups=len(groups))
         by_group = {groups[i].name: len(chosen) for i, chosen in removed.items() if chosen}
-        return _Removed(len(units), total, len(groups), by_group, fitted)
+        return _Removed(len(units), total, len(groups), by_group, fitted, unseen)
+
+    def _unseen(self, program: Program, groups: Sequence[Group], context: Context) -> int:
+        """How many groups data should decide on, and cannot."""
+        if not goes_by_data(self.importance, context):
+            return 0
+        taken = all_taken(program)
+        return sum(not seen(group, taken) for group in groups)
 
     def milder(self, program: Program, context: Context) -> Milder:
         """Less and less is removed."""
@@ -229,6 +241,8 @@ def _summary(removed: _Removed, before: int, after: int) -> str:
     if not removed.units:
         return "nothing to remove"
     fit = f", {removed.fitted} layers fitted" if removed.fitted else ""
+    if removed.unseen:
+        fit += f", {removed.unseen} groups by weights: no data tell what is taken of them"
     return (
         f"{removed.units} of {removed.total} units in {len(removed.by_group)} groups, "
         f"{100 * (1 - after / max(before, 1)):.0f} % of the weights{fit}"

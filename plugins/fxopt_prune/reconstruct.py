@@ -7,7 +7,7 @@ for what is missing in what it gets. Outputs are those of the original network; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -47,13 +47,12 @@ def reconstruct(
     assert context.calibration is not None
     batches = list(_first(context.calibration, samples))
     before, after = _Walk(original, batches), _Walk(pruned, batches)
-    alone = {str(node.target) for node in used_once(pruned)}
-    own = {target: rows for target, rows in rows.items() if target in alone}
+    alone = used_once(pruned)
     fitted = 0
     with torch.no_grad():
         for target in after.layers():
             before.run_to(target)
-            if target in own and _fit(before, after, own[target]):
+            if after.next in alone and target in rows and _fit(before, after, rows[target], alone):
                 fitted += 1
                 context.progress(f"fitting what is left: {fitted} layers")
     return fitted
@@ -115,12 +114,12 @@ class _Walk:
                 run.env.pop(gone, None)
 
 
-def _fit(before: _Walk, after: _Walk, rows: torch.Tensor) -> bool:
+def _fit(before: _Walk, after: _Walk, rows: torch.Tensor, alone: Collection[fx.Node]) -> bool:
     """Fits the next layer of ``after`` to what the same one of ``before`` yields."""
     layer: Any = after.program.leaf(after.next)
     if layer.weight[0].numel() > _LARGEST:
         return False
-    shift = shift_of(after.program, after.next)
+    shift = shift_of(after.program, after.next, alone)
     sums = _Sums(shift is not None)
     for x, y in zip(after.inputs(), before.step(), strict=True):
         sums.add(*_pairs(layer, x, y, rows))

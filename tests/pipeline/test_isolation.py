@@ -355,8 +355,9 @@ def test_an_idle_worker_ends_with_its_parent_and_cleans_up():
     isolation = Isolation()
     isolation.warm_up()
     process, folder = isolation._held.process, isolation._held.folder()
+    process.ask({"forget": []}, 60.0)  # it is idle, not starting, once it has answered
     os.close(process._requests)
-    assert process._process.wait(timeout=60) == -signal.SIGKILL  # it ends its group
+    assert process._process.wait(timeout=10) == -signal.SIGKILL  # it ends its group
     assert not folder.exists()
     process._requests = os.open(os.devnull, os.O_WRONLY)  # for the orderly end to close
     isolation.close()

@@ -1,11 +1,12 @@
-"""Removes units at random and compares with zeros in their place."""
+"""Cases, and units removed at random compared with zeros in their place."""
 
 import numpy as np
 import torch
 from torch import nn
 
-from fxopt.testing import make_case
+from fxopt.testing import make_case, run_pass
 from fxopt.testing.reference import randomize
+from fxopt_prune import Prune
 from fxopt_prune.channels import find_groups
 from fxopt_prune.shrink import remove, zeroed
 
@@ -65,3 +66,24 @@ def groups_of(structure):
 
 def conv(inputs, outputs, **settings):
     return nn.Conv2d(inputs, outputs, 3, padding=1, **settings)
+
+
+def chain(*channels, last=3):
+    layers = []
+    for inputs, outputs in zip((3, *channels), channels, strict=False):
+        layers += [conv(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], last)
+    )
+
+
+def image_case(*channels):
+    return case_of(chain(*channels), random(4, 3, 8, 8))
+
+
+def widths(program):
+    return [program.leaf(node).out_channels for node in program.find(nn.Conv2d)]
+
+
+def pruned(case, **settings):
+    return run_pass(Prune(**settings), case)
