@@ -78,12 +78,18 @@ def make_pass(cls: type[Pass], settings: Mapping[str, Any]) -> Pass:
             raise _unknown(f"setting of {cls.info.name}", key, names)
         if not _fits(value, hints[key]):
             raise SettingError(
-                f"{cls.info.name}: {key}={_format_value(value)} is not a {_type_name(hints[key])}"
+                f"{cls.info.name}: {key}={_format_value(value)} is not a {_type_name(hints[key])}",
+                hint=_listed(key, value, hints[key]),
             )
     try:
         return cls(**settings)
     except (TypeError, ValueError) as error:
         raise SettingError(f"{cls.info.name}: {error}") from error
+
+
+def _listed(key: str, value: Any, wanted: Any) -> str | None:
+    """How to write a single value where several are taken; None where that is not the mistake."""
+    return f"write {key}={_format_value((value,))}" if _fits((value,), wanted) else None
 
 
 def split_outside_brackets(text: str) -> list[str]:

@@ -107,6 +107,9 @@ def test_nothing_is_no_passes():
 @pytest.mark.parametrize(
     ("text", "what", "hint"),
     [
+        ("shrink{layers=conv1}", "layers=conv1 is not a tuple", "write layers=[conv1]"),
+        ("shrink{layers='*1=0.5'}", "is not a tuple", "write layers=['*1=0.5']"),
+        ("shrink{layers=[1]}", "is not a tuple", None),
         ("folt", "unknown pass 'folt'", "did you mean 'fold'?"),
         ("zebra", "unknown pass 'zebra'", "there are: fold, shrink"),
         ("shrink{ration=0.3}", "unknown setting of shrink 'ration'", "did you mean 'ratio'?"),
