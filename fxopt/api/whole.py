@@ -19,6 +19,8 @@ from fxopt.frontend import batch_size, capture_program, with_batch
 from fxopt.ir import Program
 from fxopt.passes import Calibration, Context, Pass, batch_arguments
 from fxopt.pipeline import (
+    LOSSY,
+    UNROUNDED,
     Lowered,
     LoweringJob,
     Outcome,
@@ -31,6 +33,7 @@ from fxopt.pipeline import (
     plan,
     reduced_version,
     run_flat,
+    unrounded_version,
 )
 from fxopt.report import PassRecord
 from fxopt.training import Trainer
@@ -97,10 +100,11 @@ def optimize_subject(subject: Subject, request: Request) -> Optimized:
     original = exact_version(outcome.exact, [run_flat(subject.program, flat) for flat in examples])
     versions = _versions(outcome, original, examples, request)
     if _is_taught(subject, outcome, request):
-        versions = versions[-1:]  # what has learned nothing is no answer, however fast it is
+        # what has learned nothing is no answer, however fast it is
+        versions = [v for v in versions if v.name in (UNROUNDED, LOSSY)]
     gate = _Gate(subject, request, before, list(_calls(subject, calibration)))
     lowered = lower(versions, _job(subject, request, examples, gate))
-    records = _settled(outcome.records, lowered, versions)
+    records = _settled(outcome.records, lowered, versions, request.passes)
     chosen = next(v for v in versions if v.name == lowered.version)
     return Optimized(
         module=lowered.module,
@@ -118,12 +122,16 @@ def _versions(
 ) -> list[Version]:
     """What may be lowered, from the exact program to what all passes together have made.
 
-    Where a loss is allowed, be it by ``max_drift``, ``max_drop`` or a lossy pass, the exact program
+    Rounding may not pay for what structural passes have left, so they race without it, too. Where
+    a loss is allowed, be it by ``max_drift``, ``max_drop`` or a lossy pass, the exact program
     may run in a lower precision too.
     """
     if outcome.program is not outcome.exact:
         lossy = lossy_version(outcome.program, original, examples, request.max_drift)
-        return [original, reduced_version(original, lossy.tolerance), lossy]
+        reduced = reduced_version(original, lossy.tolerance)
+        if outcome.unrounded in (outcome.exact, outcome.program):
+            return [original, reduced, lossy]
+        return [original, reduced, unrounded_version(outcome.unrounded, lossy), lossy]
     drift = request.max_drift
     if drift is None and request.max_drop:
         drift = _REDUCED_DRIFT  # the score decides
@@ -296,15 +304,21 @@ def _calls(subject: Subject, calibration: Calibration | None) -> Iterator[Call]:
 
 
 def _settled(
-    records: Sequence[PassRecord], lowered: Lowered, versions: Sequence[Version]
+    records: Sequence[PassRecord],
+    lowered: Lowered,
+    versions: Sequence[Version],
+    passes: Sequence[Pass],
 ) -> tuple[PassRecord, ...]:
-    """The records, with the lossy passes marked as rolled back if the exact version won."""
+    """The records, with those passes marked as rolled back that the winning version is without."""
     if lowered.version == versions[-1].name:
         return tuple(records)
     reason = _why_reverted(lowered)
+    rounding = {item.info.name for item in passes if item.info.rounds}
     return tuple(
         replace(record, status="rolled back", reason=reason)
-        if not record.exact and record.status == "applied"
+        if not record.exact
+        and record.status == "applied"
+        and (lowered.version != UNROUNDED or record.name in rounding)
         else record
         for record in records
     )
@@ -312,7 +326,7 @@ def _settled(
 
 def _why_reverted(lowered: Lowered) -> str:
     chosen = lowered.record.chosen
-    lossy = [c for c in lowered.record.candidates if c.version == "lossy"]
+    lossy = [c for c in lowered.record.candidates if c.version == LOSSY]
     for candidate in sorted(lossy, key=lambda c: bool(c.reason)):  # what was raced tells most
         if candidate.milliseconds is not None:
             if candidate.reason:

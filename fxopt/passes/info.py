@@ -81,3 +81,8 @@ class PassInfo:
                 f"the pass {self.name} names the stage {self.stage!r}",
                 hint=f"the stages are {', '.join(STAGES)}",
             )
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it loses by the numbers computed with, not by what is computed."""
+        return self.stage == "numeric" and isinstance(self.fidelity, Lossy)

@@ -13,6 +13,8 @@ from fxopt.pipeline.instruments import (
     instruments_for,
 )
 from fxopt.pipeline.lowering import (
+    LOSSY,
+    UNROUNDED,
     Lowered,
     LoweringJob,
     Version,
@@ -21,11 +23,14 @@ from fxopt.pipeline.lowering import (
     lower,
     reduced_version,
     run_flat,
+    unrounded_version,
 )
 from fxopt.pipeline.manager import Outcome, PassManager
 from fxopt.pipeline.planner import Plan, Step, plan
 
 __all__ = [
+    "LOSSY",
+    "UNROUNDED",
     "BisectResult",
     "Comparison",
     "Dumps",
@@ -51,4 +56,5 @@ __all__ = [
     "plan",
     "reduced_version",
     "run_flat",
+    "unrounded_version",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import dropwhile
 
@@ -39,11 +39,15 @@ class Outcome:
         program: The program after all passes that were accepted.
         exact: The program after the accepted exact passes alone: it differs from the original by
             rounding, and is ``program`` itself where no lossy pass was accepted.
+        unrounded: The program after the accepted passes but those that round
+            (:attr:`fxopt.passes.PassInfo.rounds`): ``program`` itself where none of these was
+            accepted, and ``exact`` itself where no other lossy pass was.
         records: What became of each pass, in order.
     """
 
     program: Program
     exact: Program
+    unrounded: Program
     records: tuple[PassRecord, ...]
 
 
@@ -116,23 +120,37 @@ class PassManager:
         outcome = _Run(self._plan, self._context, examiner, program).execute()
         if outcome.program is outcome.exact:
             return outcome
-        return replace(outcome, exact=self._without_loss(outcome))
+        # what loses, or rounds, must pay beside the best that does not
+        exact = self._completed(outcome.exact, outcome, _loses)
+        if outcome.unrounded is outcome.exact:
+            return replace(outcome, exact=exact, unrounded=exact)
+        if outcome.unrounded is outcome.program:
+            return replace(outcome, exact=exact)
+        unrounded = self._completed(outcome.unrounded, outcome, _rounds)
+        return replace(outcome, exact=exact, unrounded=unrounded)
 
-    def _without_loss(self, outcome: Outcome) -> Program:
-        """The program as exact passes leave it, those behind the first lossy one included.
-
-        What loses must pay beside the best that loses nothing.
-        """
+    def _completed(
+        self, program: Program, outcome: Outcome, left_out: Callable[[Pass], bool]
+    ) -> Program:
+        """A program from before the first pass that is left out, after the exact ones behind it."""
         steps = zip(self._plan.steps, outcome.records, strict=True)
-        applied = [(step, record) for step, record in steps if record.status == "applied"]
-        behind = dropwhile(lambda pair: pair[1].exact, applied)
-        rest = Plan(tuple(step for step, record in behind if record.exact))
+        applied = [step for step, record in steps if record.status == "applied"]
+        behind = dropwhile(lambda step: not left_out(step.item), applied)
+        rest = Plan(tuple(step for step in behind if not _loses(step.item)))
         examiner = Examiner(
-            Numbers(outcome.exact, self._context),
-            Requirements(self._facts, rest.passes, outcome.exact),
+            Numbers(program, self._context),
+            Requirements(self._facts, rest.passes, program),
             checking=self._checking,
         )
-        return _Run(rest, self._context, examiner, outcome.exact).execute().program
+        return _Run(rest, self._context, examiner, program).execute().program
+
+
+def _loses(item: Pass) -> bool:
+    return isinstance(item.info.fidelity, Lossy)
+
+
+def _rounds(item: Pass) -> bool:
+    return item.info.rounds
 
 
 @dataclass(frozen=True)
@@ -142,6 +160,8 @@ class _State:
     program: Program
     exact: Program
     lossless: bool
+    unrounded: Program
+    rounded: bool
     outputs: Outputs
     analyses: Analyses
     requirements: Requirements
@@ -171,6 +191,8 @@ class _Run:
         self._program = original
         self._exact = original
         self._lossless = True
+        self._unrounded = original
+        self._rounded = False
         self._outputs = examiner.numbers.reference
 
     def execute(self) -> Outcome:
@@ -181,7 +203,7 @@ class _Run:
         records = tuple(record for chapter in found for record in chapter)
         for instrument in self._instruments:
             instrument.end(self._program, records)
-        return Outcome(self._program, self._exact, records)
+        return Outcome(self._program, self._exact, self._unrounded, records)
 
     def _step(self, item: Pass) -> PassRecord:
         trial = self._attempt(item)
@@ -256,6 +278,8 @@ class _Run:
             self._program,
             self._exact,
             self._lossless,
+            self._unrounded,
+            self._rounded,
             self._outputs,
             self._analyses,
             self._examiner.requirements.copy(),
@@ -263,6 +287,7 @@ class _Run:
 
     def _restore(self, state: _State) -> None:
         self._program, self._exact, self._lossless = state.program, state.exact, state.lossless
+        self._unrounded, self._rounded = state.unrounded, state.rounded
         self._outputs, self._analyses = state.outputs, state.analyses
         self._examiner.requirements = state.requirements.copy()
 
@@ -337,9 +362,12 @@ class _Run:
         assert trial.candidate is not None
         self._program, self._outputs = trial.candidate, trial.outputs
         self._analyses = trial.analyses
-        self._lossless &= not isinstance(trial.item.info.fidelity, Lossy)
+        self._lossless &= not _loses(trial.item)
+        self._rounded |= _rounds(trial.item)
         if self._lossless:
             self._exact = trial.candidate
+        if not self._rounded:
+            self._unrounded = trial.candidate
         broken = self._examiner.requirements.update(trial.item, trial.candidate)
         if broken:
             trial.details["broken"] = broken

@@ -5,9 +5,19 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import nn
 
 import fxopt
-from fxopt.plugin import Backend, BackendError, BackendInfo, Executable, Lowering
+from fxopt.plugin import (
+    Backend,
+    BackendError,
+    BackendInfo,
+    Executable,
+    Lossy,
+    Lowering,
+    Pass,
+    PassInfo,
+)
 
 
 class Code(Executable):
@@ -273,3 +283,90 @@ def test_a_backend_that_fails_to_say_what_else_to_try_may_still_win(model, x, pl
     fast = fxopt.optimize(model, (x,), backends=["speechless"], progress=lines.append)
     assert fast.report.regions[0].chosen.backend == "tunable"  # its label
     assert [line for line in lines if "cannot say what else to try: RuntimeError: no idea" in line]
+
+
+SHRUNK, ROUNDED = 1 / 64, 1 / 16
+
+
+def on_grid(program, step):
+    """Whether the weights of the head are multiples of a step."""
+    (head,) = program.find(nn.Linear)
+    weight = program.leaf(head).weight
+    return torch.equal(weight, (weight / step).round() * step)
+
+
+def coarser(program, step):
+    with program.edit() as edit:
+        for node in program.find(nn.Linear):
+            old = program.leaf(node)
+            new = nn.Linear(old.in_features, old.out_features)
+            new.weight.data = (old.weight.data / step).round() * step
+            new.bias.data = old.bias.data
+            edit.replace(node, new, *node.args)
+    return edit.result()
+
+
+@dataclass(frozen=True)
+class Shrink(Pass):
+    info = PassInfo("shrink", "structure", Lossy())
+
+    def run(self, program, context):
+        return coarser(program, SHRUNK)
+
+
+@dataclass(frozen=True)
+class Round(Pass):
+    info = PassInfo("round", "numeric", Lossy())
+
+    def run(self, program, context):
+        return coarser(program, ROUNDED)
+
+
+@dataclass(frozen=True)
+class FastOnShrunk(Backend):
+    """Faster than anything that computes where weights are shrunk and not rounded, else slow."""
+
+    info = BackendInfo("fast_on", ("cpu",))
+
+    def is_fast(self, program):
+        return on_grid(program, SHRUNK) and not on_grid(program, ROUNDED)
+
+    def lower(self, program, inputs, target):
+        known = {len(inputs[0]): program.module(*inputs)}
+        fast = self.is_fast(program)
+
+        def call(*given):
+            time.sleep(0 if fast else 0.02)
+            return known.get(len(given[0])) or program.module(*given)
+
+        return Compile(call)
+
+
+@dataclass(frozen=True)
+class FastOnRounded(FastOnShrunk):
+    def is_fast(self, program):
+        return on_grid(program, ROUNDED)
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "recipe"),
+    [(FastOnShrunk, "unrounded", "shrink"), (FastOnRounded, "lossy", "shrink,round")],
+)
+def test_rounding_that_does_not_pay_is_left_out_alone(model, x, plugins, backend, version, recipe):
+    plugins(passes=[Shrink, Round], backends=[backend])
+    fast = fxopt.optimize(model, (x,), passes="shrink,round", backends=["fast_on"])
+    report = fast.report
+    assert report.regions[0].chosen.version == version
+    assert report.recipe == recipe
+    tried = {c.version for c in report.regions[0].candidates}
+    assert {"exact", "unrounded", "lossy"} <= tried
+    if version == "unrounded":
+        (rounding,) = (record for record in report.passes if record.name == "round")
+        assert rounding.status == "rolled back"
+        assert "not faster" in rounding.reason
+
+
+def test_rounding_alone_races_with_the_exact_program_only(model, x, plugins):
+    plugins(passes=[Round], backends=[FastOnRounded])
+    fast = fxopt.optimize(model, (x,), passes="cleanup,round,fold_bn", backends=["fast_on"])
+    assert "unrounded" not in {c.version for c in fast.report.regions[0].candidates}

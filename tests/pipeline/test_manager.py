@@ -68,6 +68,28 @@ def test_exact_is_what_all_exact_passes_make_also_those_behind_a_lossy_one():
     assert exact_only.exact is exact_only.program
 
 
+def test_unrounded_is_what_all_passes_make_but_those_that_round():
+    program = small_cnn()
+    relus = declare(ReluModules().run, "relus", stage="structure", fidelity=Lossy())
+    outcome = run([relus, Coarsen(), SwapAdd()], program)
+    assert torch.equal(outputs(outcome.unrounded), outputs(program))
+    assert not torch.equal(outputs(outcome.program), outputs(program))
+    made = (program, outcome.exact, outcome.unrounded, outcome.program)
+    assert [len(list(each.find(nn.ReLU))) for each in made] == [0, 0, 1, 1]
+    first = [str(next(each.find(aten.add.Tensor)).args[0]) for each in made]
+    assert [name == "body_conv" for name in first] == [True, False, False, False]
+
+
+def test_unrounded_is_another_one_where_nothing_else_loses_or_nothing_rounds():
+    rounding = run([ReluModules(), Coarsen(), SwapAdd()])
+    assert rounding.unrounded is rounding.exact is not rounding.program
+    relus = declare(ReluModules().run, "relus", stage="structure", fidelity=Lossy())
+    structural = run([relus, SwapAdd()])
+    assert structural.unrounded is structural.program is not structural.exact
+    exact = run([ReluModules(), SwapAdd()])
+    assert exact.unrounded is exact.exact is exact.program
+
+
 def test_exact_leaves_out_what_needs_a_lossy_pass():
     lossy = declare(ReluModules().run, "lossy", fidelity=Lossy(), provides=("relus_are_modules",))
     seen = []

@@ -3,14 +3,19 @@
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.lower import Lowered, lower
 from fxopt.pipeline.lowering.version import (
+    LOSSY,
+    UNROUNDED,
     Version,
     exact_version,
     lossy_version,
     reduced_version,
     run_flat,
+    unrounded_version,
 )
 
 __all__ = [
+    "LOSSY",
+    "UNROUNDED",
     "Lowered",
     "LoweringJob",
     "Version",
@@ -19,4 +24,5 @@ __all__ = [
     "lower",
     "reduced_version",
     "run_flat",
+    "unrounded_version",
 ]

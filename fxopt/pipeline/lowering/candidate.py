@@ -19,11 +19,13 @@ from fxopt.ir import Program
 from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.compare import compare
 from fxopt.pipeline.lowering.job import LoweringJob
-from fxopt.pipeline.lowering.version import REDUCED, Version
+from fxopt.pipeline.lowering.version import REDUCED, UNROUNDED, Version
 from fxopt.report import CandidateRecord
 
-# The caller asked for certain passes: running without them in a lower precision has to be worth it.
-_REDUCED_HANDICAP = 1.03
+# The caller asked for certain passes: running without them in a lower precision, or without those
+# that round, has to be worth it.
+_HANDICAPPED = (REDUCED, UNROUNDED)
+_HANDICAP = 1.03
 
 _numbers = itertools.count()
 
@@ -71,7 +73,7 @@ class Candidate:
 
         What the passes made is preferred to what merely comes near.
         """
-        handicap = _REDUCED_HANDICAP if self.version.name == REDUCED else 1.0
+        handicap = _HANDICAP if self.version.name in _HANDICAPPED else 1.0
         measured = self.record.milliseconds
         return handicap * (math.inf if measured is None else measured)
 

@@ -14,6 +14,7 @@ from fxopt.pipeline.compare import compare
 
 EXACT = "exact"
 REDUCED = "reduced"
+UNROUNDED = "unrounded"
 LOSSY = "lossy"
 
 # Integer kernels round where the simulation of a lossy program does not, so the lowered program
@@ -26,8 +27,9 @@ class Version:
     """A program that may be lowered.
 
     Attributes:
-        name: ``exact``; ``reduced``, the exact program computed in a lower precision; or
-            ``lossy``, what lossy passes have made.
+        name: ``exact``; ``reduced``, the exact program computed in a lower precision;
+            ``unrounded``, what all passes but the numeric ones have made; or ``lossy``, what all
+            have made.
         program: What to lower.
         tolerance: Relative output error against ``reference`` that lowering may show.
         reference: Flat outputs to compare with, one tuple per example.
@@ -71,6 +73,11 @@ def lossy_version(
     if limit is not None:
         tolerance = min(tolerance, limit)
     return Version(LOSSY, program, tolerance, original.reference)
+
+
+def unrounded_version(program: Program, asked: Version) -> Version:
+    """What ``asked`` would be without its numeric passes; it may drift as far from the original."""
+    return Version(UNROUNDED, program, asked.tolerance, asked.reference)
 
 
 def run_flat(program: Program, flat: Sequence[Any]) -> tuple[Any, ...]:
