@@ -93,7 +93,7 @@ def main() -> None:
         task = TASKS[name](options.cache)[-1]
         rows += rows_of(task, options)
         print(tabulate(rows, headers=HEADERS, floatfmt=".4g", tablefmt="github"), flush=True)
-        whole.append(optimized(task, options.keep[1]))
+        whole.append(optimized(task, options.keep[-1]))
     headers = ("model", "kept", "low_rank", "before ms", "after ms", "runs on")
     print(tabulate(whole, headers=headers, floatfmt=".4g", tablefmt="github"))
 
