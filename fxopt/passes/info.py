@@ -84,5 +84,6 @@ class PassInfo:
 
     @property
     def rounds(self) -> bool:
-        """Whether it loses by the numbers computed with, not by what is computed."""
-        return self.stage == "numeric" and isinstance(self.fidelity, Lossy)
+        """Whether it loses something at the stage ``numeric`` or behind it, such as quantization."""
+        late = STAGES.index(self.stage) >= STAGES.index("numeric")
+        return late and isinstance(self.fidelity, Lossy)

@@ -59,8 +59,8 @@ class CandidateRecord:
 
     Attributes:
         backend: Name of the backend.
-        version: Which program was lowered: ``exact``, ``reduced``,
-            ``unrounded`` or ``lossy``.
+        version: Which program was lowered: ``exact``, ``reduced``, ``unrounded`` or
+            ``lossy``.
         milliseconds: Median latency; None where it could not be measured.
         spread: Half the distance between the quartiles, in milliseconds.
         error: Relative output error against the program that was lowered.

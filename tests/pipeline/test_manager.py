@@ -7,7 +7,7 @@ from torch import nn
 from fxopt.analysis import Fact
 from fxopt.errors import CalibrationError, InputError, ProgramError
 from fxopt.ir import PassResult
-from fxopt.passes import Calibration, Exact, Lossy
+from fxopt.passes import STAGES, Calibration, Exact, Lossy
 from fxopt.pipeline import PassManager, compare, plan
 from fxopt.pipeline.numbers import _MAX_BATCHES
 from tests.building import aten, image, small_cnn
@@ -88,6 +88,13 @@ def test_unrounded_is_another_one_where_nothing_else_loses_or_nothing_rounds():
     assert structural.unrounded is structural.program is not structural.exact
     exact = run([ReluModules(), SwapAdd()])
     assert exact.unrounded is exact.exact is exact.program
+
+
+def test_what_loses_behind_the_numeric_passes_rounds_too():
+    assert [declare(idle, stage=stage, fidelity=Lossy()).info.rounds for stage in STAGES] == [
+        False, False, False, False, True, True,
+    ]  # fmt: skip
+    assert not any(declare(idle, stage=stage).info.rounds for stage in STAGES)
 
 
 def test_exact_leaves_out_what_needs_a_lossy_pass():
