@@ -84,6 +84,6 @@ class PassInfo:
 
     @property
     def rounds(self) -> bool:
-        """Whether it loses something at the stage ``numeric`` or behind it, such as quantization."""
+        """Whether it loses something at the stage ``numeric`` or later, as quantization does."""
         late = STAGES.index(self.stage) >= STAGES.index("numeric")
         return late and isinstance(self.fidelity, Lossy)
