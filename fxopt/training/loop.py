@@ -80,6 +80,7 @@ class Loop:
         deadline: ``time.monotonic()`` at which it ends.
         progress: Takes a line to show.
         after_step: Called after each step.
+        key: What tells ``objective`` and ``after_step`` from others.
     """
 
     def __init__(
@@ -94,11 +95,12 @@ class Loop:
         deadline: float | None,
         progress: Callable[[str], None],
         after_step: Callable[[], None],
+        key: str,
     ) -> None:
         from accelerate import Accelerator
 
         self._program, self._settings, self._objective = program, settings, objective
-        self._name, self._seed, self._path = name, seed, path
+        self._name, self._seed, self._path, self._key = name, seed, path, key
         self._deadline, self._progress, self._after_step = deadline, progress, after_step
         self._accelerator = Accelerator()
         self._parameters = trainable(program.module)
@@ -272,7 +274,8 @@ class Loop:
 
     def _identity(self) -> str:
         """A digest of what is trained, and how: checkpoints of anything else are left alone."""
-        text = f"{self._program.fingerprint()} {self._settings.described()} {self._seed}"
+        settings = f"{self._settings.described()} {self._seed} {self._key}"
+        text = f"{self._program.fingerprint()} {settings}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     @contextmanager

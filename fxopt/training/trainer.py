@@ -71,6 +71,7 @@ class Trainer:
         name: str = "training",
         objective: Objective | None = None,
         after_step: Callable[[], None] | None = None,
+        key: str = "",
     ) -> Trained:
         """Trains the parameters of a program in place.
 
@@ -83,6 +84,8 @@ class Trainer:
             name: Of this training, unique among those of one call of ``optimize``.
             objective: What is minimised instead of the user's loss.
             after_step: Called after each step, for what must hold of the weights.
+            key: What ``objective`` and ``after_step`` do, such as the settings of a pass and the
+                fingerprint of a teacher. A checkpoint is gone on from only where it was the same.
 
         Raises:
             InputError: The data cannot be used, or there is neither a loss nor an objective.
@@ -98,6 +101,7 @@ class Trainer:
             deadline=self.deadline,
             progress=self.progress,
             after_step=after_step or (lambda: None),
+            key=key,
         )
         return loop.run()
 

@@ -40,6 +40,7 @@ def learn(
         original: The program in float; it is not changed.
     """
     objective = None if trainer.labelled else _match(original)
+    key = f"{limit} {original.fingerprint() if objective else ''}"
     with _learning(layers, weights, roundings, limit) as steps:
         least = [step.detach() * _LEAST for step in steps]
 
@@ -49,7 +50,7 @@ def learn(
                     step.clamp_(min=bound.to(step.device))
 
         return trainer.train(
-            program, name="quantize", objective=objective, after_step=keep_positive
+            program, name="quantize", objective=objective, after_step=keep_positive, key=key
         )
 
 

@@ -79,11 +79,12 @@ class Distill(Pass):
             hint_weight=self.hint_weight,
         )
         keep = keeper(program) if self.keep_zeros else None
+        key = f"{self!r} {source.fingerprint()}"
         with program.edit() as edit, edit.together("weights trained") as permitted, hints:
             if not permitted:
                 return edit.result()
             trained = context.training.train(
-                program, name="distill", objective=imitation, after_step=keep
+                program, name="distill", objective=imitation, after_step=keep, key=key
             )
         told = f", {len(hints)} hints" if len(hints) else ""
         return edit.result(f"trained for {trained}{told}", losses=list(trained.losses))

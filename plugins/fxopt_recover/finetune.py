@@ -39,5 +39,7 @@ class Finetune(Pass):
         with program.edit() as edit, edit.together("weights trained") as permitted:
             if not permitted:
                 return edit.result()
-            trained = context.training.train(program, name="finetune", after_step=keep)
+            trained = context.training.train(
+                program, name="finetune", after_step=keep, key=repr(self)
+            )
         return edit.result(f"trained for {trained}", losses=list(trained.losses))

@@ -125,6 +125,24 @@ def test_a_pruned_student_comes_nearer_to_its_teacher(hints, labelled):
     assert not any(leaf._forward_hooks for leaf in leaves)
 
 
+@pytest.mark.parametrize("other", ["temperature", "teacher"])
+def test_a_checkpoint_of_another_distillation_is_left_alone(other, tmp_path):
+    first, second = program_of(net()), program_of(net())
+    torch.nn.init.ones_(second.module.get_parameter("8.weight"))
+    again = {"temperature": Distill(temperature=1.0), "teacher": Distill()}[other]
+    teacher = second if other == "teacher" else first
+
+    def distilled(item, teacher, folder):
+        student = halved(first)
+        trainer = Trainer(Training([X[:32]], loss=None, epochs=2), folder=folder)
+        item.run(student, replace(context(teacher, False), training=trainer))
+        return student.fingerprint()
+
+    kept = distilled(Distill(), first, tmp_path)
+    assert distilled(Distill(), first, tmp_path) == kept
+    assert distilled(again, teacher, tmp_path) == distilled(again, teacher, None) != kept
+
+
 def objective(teacher, criterion=None, **settings):
     given = {"match": "auto", "temperature": 2.0, "weight": 1.0, "hint_weight": 1.0, **settings}
     hints = given.pop("hints", None) or Hints(teacher, teacher, [], "off")

@@ -147,7 +147,7 @@ def test_a_finished_training_is_not_done_again(tmp_path):
     assert trained.epochs == 2
 
 
-@pytest.mark.parametrize("other", ["weights", "settings", "seed", "truncated", "foreign"])
+@pytest.mark.parametrize("other", ["weights", "settings", "seed", "key", "truncated", "foreign"])
 def test_checkpoints_of_anything_else_are_left_alone(other, tmp_path):
     Trainer(Training(shuffled(), epochs=1), folder=tmp_path).train(program_of())
     path, program = tmp_path / "training.pt", program_of()
@@ -161,8 +161,11 @@ def test_checkpoints_of_anything_else_are_left_alone(other, tmp_path):
     elif other == "foreign":
         path.write_bytes(b"no checkpoint")
     expected = program.clone()
-    Trainer(settings, seed=seed).train(expected)
-    Trainer(settings, seed=seed, folder=tmp_path).train(program)
+    # the objective of a pass is known by its key
+    key = "another" if other == "key" else ""
+    objective = (lambda outputs, inputs, target: outputs[0].square().mean()) if key else None
+    Trainer(settings, seed=seed).train(expected, objective=objective, key=key)
+    Trainer(settings, seed=seed, folder=tmp_path).train(program, objective=objective, key=key)
     assert same(weights(program), weights(expected))
 
 
