@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fxopt.plugin import Context, Edit, Exact, Pass, PassInfo, PassResult, Program
-from fxopt_cleanup import attention, constants, dead, merge, noops
+from fxopt_cleanup import attention, constants, dead, maxima, merge, noops
 
 Step = Callable[[Program, Edit], Counter[str]]
 
@@ -15,6 +15,9 @@ Step = Callable[[Program, Edit], Counter[str]]
 @dataclass(frozen=True)
 class Cleanup(Pass):
     """Removes what inference does not need, and computes once what does not change.
+
+    A costly activation of which only the largest value over many positions is kept moves behind
+    the maximum: `gelu(x).amax(2)` becomes that of the largest and the smallest x.
 
     Dropout and its kin are no-ops in inference, so that they go too: a program that is to be
     trained as the user's model is must not be cleaned up.
@@ -57,6 +60,7 @@ class Cleanup(Pass):
             dead.remove_dead,
             attention.use_operator,
             noops.remove_noops,
+            maxima.activate_maxima,
             folding.fold,
             merge.merge_common,
         )
@@ -68,6 +72,7 @@ _WORDS = {
     "no-ops": ("no-op", "no-ops"),
     "views to reshapes": ("view to reshape", "views to reshapes"),
     "attention": ("attention", "attentions"),
+    "maxima": ("maximum before its activation", "maxima before their activations"),
     "folded": ("folded", "folded"),
     "merged": ("merged", "merged"),
 }
