@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fxopt_onnxruntime.graph import Array, Rewriter, array_of, producer_of
+from fxopt_onnxruntime.graph import Array, Rewriter, array_of, operand, producer_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,6 +60,14 @@ def weight_of(value: ir.Value | None) -> Weight | None:
         return None
     axis = node.attributes["axis"].as_int()
     return Weight(values, scale.astype(np.float64), axis, node.inputs[0])
+
+
+def bias_of(conv: ir.Node) -> Array | None:
+    """The bias of a convolution, zeros where there is none; None if it is not constant."""
+    weight = weight_of(conv.inputs[1])
+    if weight is None or weight.axis != 0:
+        return None
+    return array_of(operand(conv, 2)) if len(conv.inputs) > 2 else np.zeros(len(weight.scale))
 
 
 def dequantized_weight(rewriter: Rewriter, before: ir.Node, weight: Weight) -> ir.Value:

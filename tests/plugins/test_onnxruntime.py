@@ -326,6 +326,49 @@ def test_patches_whose_result_is_float_are_a_product_too():
     assert relative(code(x)[0], program(x)[0]) < 0.01
 
 
+WINDOWS = {
+    "1d": (nn.Conv1d(16, 32, 5), (2, 16, 20)),
+    "1d, every setting": (nn.Conv1d(16, 33, 3, stride=2, padding=4, dilation=3), (2, 16, 21)),
+    "2d": (nn.Conv2d(16, 32, 3, padding=1), (2, 16, 6, 5)),
+    "2d, uneven": (nn.Conv2d(16, 32, (3, 2), (1, 2), (0, 1), (2, 1), bias=False), (2, 16, 9, 7)),
+    "2d, patches with a rest": (nn.Conv2d(16, 32, 2, stride=2), (2, 16, 7, 9)),
+    "3d": (nn.Conv3d(16, 32, 2, padding=1), (2, 16, 3, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WINDOWS))
+def test_windows_whose_result_is_float_are_a_product_too(name):
+    torch.manual_seed(0)
+    conv, shape = WINDOWS[name]
+    x = torch.randn(shape) + 0.5  # a zero point off the middle, and unlike what padding is
+    model = nn.Sequential(conv, nn.Softplus())
+    program = quantized(captured(model, x), x, activations="asymmetric")
+    assert program.signature.batch
+    lowering = ONNXRuntime().lower(program, (x,), CPU)
+    for batch in (x, x[:1], torch.cat([x, x.flip(0)])):
+        code = lowering.compile((batch,))
+        assert code.precisions() == {"int8": 1}
+        assert relative(code(batch)[0], program(batch)[0]) < 1e-4
+
+
+SPARING = {
+    "few outputs": nn.Conv1d(16, 8, 5),
+    "few channels": nn.Conv1d(4, 32, 5),
+    "groups": nn.Conv1d(32, 32, 5, groups=2),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SPARING))
+def test_windows_that_are_not_worth_gathering_stay_a_convolution(name):
+    torch.manual_seed(0)
+    conv = SPARING[name]
+    x = torch.randn(2, conv.in_channels, 20)
+    program = quantized(captured(nn.Sequential(conv, nn.Softplus()), x), x)
+    code = compile_for(program, x)
+    assert code.precisions() == {"f32": 1}
+    assert relative(code(x)[0], program(x)[0]) < 1e-4
+
+
 def test_a_transposed_convolution_stays_float_for_want_of_an_integer_kernel():
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 6)

@@ -27,6 +27,7 @@ from fxopt_onnxruntime.rules.recurrent import (
     mark_recurrent,
     merge_directions,
 )
+from fxopt_onnxruntime.rules.windows import lower_window_convolutions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,6 +39,7 @@ _RULES = (
     fold_channel_scales,
     drop_clamps,
     lower_patch_convolutions,
+    lower_window_convolutions,
     lower_linear_layers,
     lower_convolutions,
     drop_zero_states,

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from fxopt_onnxruntime.graph import Rewriter
 from fxopt_onnxruntime.grids import grid_of, grid_of_node, rounding_of
-from fxopt_onnxruntime.rules.patches import bias_of
-from fxopt_onnxruntime.weights import dequantized_bias, dequantized_weight, fitted, weight_of
+from fxopt_onnxruntime.weights import (
+    bias_of,
+    dequantized_bias,
+    dequantized_weight,
+    fitted,
+    weight_of,
+)
 
 
 def lower_convolutions(rewriter: Rewriter) -> None:
     """Completes the pairs around convolutions whose result is rounded.
 
-    The others stay in float. ConvInteger, which gives the sums themselves, is no way out: with
-    the passes over memory that it takes to make floats of them, it is slower than a convolution
-    in float.
+    Others stay in float unless they have become products. ConvInteger, which gives the sums
+    themselves, is no way out: with the passes over memory that it takes to make floats of them,
+    it is slower than a convolution in float.
     """
     for node in rewriter.nodes("Conv"):
         grid, weight, bias = grid_of(node.inputs[0]), weight_of(node.inputs[1]), bias_of(node)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fxopt_onnxruntime.graph import Array, Rewriter
-from fxopt_onnxruntime.grids import Grid, grid_of_node, rounded, rounding_of
+from fxopt_onnxruntime.grids import Grid, grid_of, grid_of_node, rounded, rounding_of
 from fxopt_onnxruntime.kernels import CONVOLUTION
 from fxopt_onnxruntime.weights import Weight, dequantized_bias, dequantized_weight, fitted
 
@@ -45,6 +46,37 @@ def insert_gemm(
     rounding = rounding_of(result)
     after = None if rounding is None else grid_of_node(rounding)
     return product if after is None else rounded(rewriter, before, product, after)
+
+
+def replace_by_product(
+    rewriter: Rewriter,
+    conv: ir.Node,
+    rows: ir.Value,
+    positions: list[int],
+    weight: Weight,
+    bias: Array,
+) -> None:
+    """Computes a convolution as the product of what it sees at each position and its weights.
+
+    Args:
+        rewriter: Where that happens.
+        conv: The convolution; its input lies on a grid.
+        rows: What it sees, a row for each position; on the same grid.
+        positions: How many there are along each dimension.
+        weight: Outputs first, the rest as the columns of ``rows``.
+        bias: One float an output.
+    """
+    grid = grid_of(conv.inputs[0])
+    assert grid is not None
+    product = insert_gemm(rewriter, conv, rows, weight, bias, grid, conv.outputs[0])
+    outputs, count = len(weight.values), len(positions)
+    if math.prod(positions) == 1:
+        result = reshaped(rewriter, conv, product, -1, outputs, *positions)
+    else:
+        product = reshaped(rewriter, conv, product, -1, *positions, outputs)
+        order = [0, count + 1, *range(1, count + 1)]
+        result = rewriter.insert(conv, "Transpose", product, perm=order)
+    rewriter.replace(conv.outputs[0], result)
 
 
 def reshaped(rewriter: Rewriter, before: ir.Node, value: ir.Value, *sizes: int) -> ir.Value:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from fxopt_onnxruntime.graph import Array, Rewriter, array_of, given, operand, rank_of, sizes_of
+from fxopt_onnxruntime.graph import Rewriter, given, rank_of, sizes_of
 from fxopt_onnxruntime.grids import grid_of, grid_of_node, rounding_of
-from fxopt_onnxruntime.rules.gemm import insert_gemm, reshaped
-from fxopt_onnxruntime.weights import Weight, weight_of
+from fxopt_onnxruntime.rules.gemm import replace_by_product, reshaped
+from fxopt_onnxruntime.weights import bias_of, weight_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,16 +28,10 @@ def lower_patch_convolutions(rewriter: Rewriter) -> None:
         rounding = rounding_of(node.outputs[0])
         rounds = rounding is not None and grid_of_node(rounding) is not None
         if not rounds or math.prod(patches) == 1:
-            result = _product(rewriter, node, patches, weight, bias)
-            rewriter.replace(node.outputs[0], result)
-
-
-def bias_of(conv: ir.Node) -> Array | None:
-    """The bias of a convolution, zeros where there is none; None if it is not constant."""
-    weight = weight_of(conv.inputs[1])
-    if weight is None or weight.axis != 0:
-        return None
-    return array_of(operand(conv, 2)) if len(conv.inputs) > 2 else np.zeros(len(weight.scale))
+            values = weight.values.reshape(len(weight.values), -1)
+            flat = replace(weight, values=values, source=None)
+            rows = _rows(rewriter, node, given(node), patches)
+            replace_by_product(rewriter, node, rows, patches, flat, bias)
 
 
 def _patches(node: ir.Node) -> list[int] | None:
@@ -55,22 +48,6 @@ def _patches(node: ir.Node) -> list[int] | None:
         return None
     pairs = [(size, width) for size, width in zip(sizes, kernel, strict=True) if size is not None]
     return None if any(size % width for size, width in pairs) else [s // w for s, w in pairs]
-
-
-def _product(
-    rewriter: Rewriter, node: ir.Node, patches: list[int], weight: Weight, bias: Array
-) -> ir.Value:
-    grid = grid_of(node.inputs[0])
-    assert grid is not None
-    flat = Weight(weight.values.reshape(len(weight.values), -1), weight.scale, 0)
-    rows = _rows(rewriter, node, given(node), patches)
-    product = insert_gemm(rewriter, node, rows, flat, bias, grid, node.outputs[0])
-    outputs, count = len(weight.values), len(patches)
-    if math.prod(patches) == 1:
-        return reshaped(rewriter, node, product, -1, outputs, *patches)
-    product = reshaped(rewriter, node, product, -1, *patches, outputs)
-    order = [0, count + 1, *range(1, count + 1)]
-    return rewriter.insert(node, "Transpose", product, perm=order)
 
 
 def _rows(rewriter: Rewriter, node: ir.Node, value: ir.Value, patches: list[int]) -> ir.Value:
