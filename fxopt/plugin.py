@@ -15,7 +15,7 @@ from fxopt.backends import (
     give_back,
     keep_files,
 )
-from fxopt.cost import Roofline, Target
+from fxopt.cost import Roofline, Target, example_size
 from fxopt.errors import BackendError, CalibrationError, PassError
 from fxopt.hookspecs import hookimpl
 from fxopt.ir import (
@@ -71,6 +71,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "check_names",
+    "example_size",
     "export_program",
     "give_back",
     "hookimpl",

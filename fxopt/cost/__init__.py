@@ -1,6 +1,6 @@
 """What things cost: the target machine, measured latency, and counted arithmetic."""
 
-from fxopt.cost.arithmetic import example_bytes, multiply_adds
+from fxopt.cost.arithmetic import example_bytes, example_size, multiply_adds
 from fxopt.cost.measure import Latency, fastest, measure
 from fxopt.cost.roofline import Roofline
 from fxopt.cost.target import Target, find_target
@@ -10,6 +10,7 @@ __all__ = [
     "Roofline",
     "Target",
     "example_bytes",
+    "example_size",
     "fastest",
     "find_target",
     "measure",

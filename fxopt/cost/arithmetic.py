@@ -26,10 +26,16 @@ def multiply_adds(program: Program) -> dict[fx.Node, int]:
     return {node: _count(program, node) for node in program.nodes if node.op.startswith("call_")}
 
 
+def example_size(node: fx.Node) -> int:
+    """How many numbers the tensor that a node yields has, at the sizes of the examples."""
+    value: torch.Tensor = node.meta["val"]
+    return math.prod(map(_number, value.shape))
+
+
 def example_bytes(node: fx.Node) -> int:
     """Bytes of the tensor that a node yields, at the sizes of the examples."""
     value: torch.Tensor = node.meta["val"]
-    return math.prod(map(_number, value.shape)) * value.element_size()
+    return example_size(node) * value.element_size()
 
 
 def _count(program: Program, node: fx.Node) -> int:

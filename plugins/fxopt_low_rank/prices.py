@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import prod
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import optimization_hint
 
-from fxopt.plugin import Roofline, Target
+from fxopt.plugin import Roofline, Target, example_size
 from fxopt_low_rank.ranks import Price, Thin, work
 
 Cost = Literal["work", "latency"]
@@ -21,7 +18,7 @@ def price_of(cost: Cost, node: fx.Node, target: Target) -> Price:
     """The price of what stands in the place of a layer."""
     if cost == "work":
         return work
-    before, after = (_size(each) for each in (node.args[0], node))
+    before, after = (example_size(each) for each in (node.all_input_nodes[0], node))
     width = float(node.meta["val"].element_size())
     return lambda layers: _milliseconds(layers, before, after, width, Roofline.of(target))
 
@@ -40,9 +37,3 @@ def _milliseconds(
         )
         for each, (takes, yields) in zip(layers, pairwise(sizes), strict=True)
     )
-
-
-def _size(node: Any) -> int:
-    """How many numbers a node yields, at the sizes of the examples."""
-    value: torch.Tensor = node.meta["val"]
-    return prod(optimization_hint(size, fallback=1) for size in value.shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -28,6 +27,7 @@ from fxopt_quantize.calibrate import Observer, Watch, observe, values_of
 from fxopt_quantize.calibrators import Calibrator, activation_grid
 from fxopt_quantize.equalize import Equalization, Equalizer
 from fxopt_quantize.formats import NumberFormat, safe, signed
+from fxopt_quantize.gains import worthless
 from fxopt_quantize.gptq import gptq
 from fxopt_quantize.histogram import ChannelRange
 from fxopt_quantize.layers import LayerFactory, refusal
@@ -104,6 +104,9 @@ class Quantize(Pass):
         sensitivity: How it is found out which layers cost the most quality, where a limit is not
             kept: by ``gradient``, an estimate from a few backward passes, or ``measured``, by
             running what comes after each layer, in about half as many runs as there are layers.
+        least_saving: Linear layers that take floats, as behind a layer norm, and account for less
+            than this share of the time of all layers stay in float: they would cost quality and
+            save nothing.
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
     """
 
@@ -119,6 +122,7 @@ class Quantize(Pass):
     bias_correction: bool = True
     training: Learning = "off"
     sensitivity: Literal["gradient", "measured"] = "gradient"
+    least_saving: float = 0.005
     skip: tuple[str, ...] = ()
 
     info: ClassVar[PassInfo] = PassInfo(
@@ -136,6 +140,8 @@ class Quantize(Pass):
             raise ValueError(f"percentile={self.percentile} must be over 50 and at most 100")
         if self.weight_bits != "auto" and not 2 <= self.weight_bits <= 8:
             raise ValueError(f"weight_bits={self.weight_bits} must be between 2 and 8")
+        if not 0 <= self.least_saving < 1:
+            raise ValueError(f"least_saving={self.least_saving} must be at least 0 and under 1")
         if self.smoothing != "auto" and not 0 <= self.smoothing <= 1:
             raise ValueError(f"smoothing={self.smoothing} must be between 0 and 1")
 
@@ -330,7 +336,9 @@ class Quantize(Pass):
 
     def _refused(self, program: Program) -> dict[fx.Node, str]:
         """The layers that stay in float, with reasons."""
-        return staying(_layers(program), self.skip, partial(refusal, program))
+        layers = _layers(program)
+        small = worthless(program, layers, self.least_saving)
+        return staying(layers, self.skip, lambda node: refusal(program, node) or small.get(node))
 
 
 def _layers(program: Program) -> list[fx.Node]:

@@ -29,7 +29,7 @@ _BATCHES, _SAMPLES = 4, 8
 # Moving a value of 8 bits instead of 32 saves as much time as so many multiply-adds in int8 instead
 # of float32: on a machine of 95 and 453 billion of those a second and 54 GB/s, and not far from it
 # on others. Depthwise convolutions do little else than move values.
-_PRODUCTS_A_VALUE = 7
+PRODUCTS_A_VALUE = 7
 
 
 class Counterpart(Protocol):
@@ -208,7 +208,7 @@ class _Traced(fx.Interpreter):
 def saving(layer: Counterpart, given: torch.Tensor, value: torch.Tensor) -> float:
     """What a layer saves in int8, given what it takes and yields; see :class:`Sensitivity`."""
     moved = given.numel() + value.numel()
-    return layer.products(given, value) + _PRODUCTS_A_VALUE * moved
+    return layer.products(given, value) + PRODUCTS_A_VALUE * moved
 
 
 def _has_gradient(value: Any) -> bool:
