@@ -351,6 +351,35 @@ def test_windows_whose_result_is_float_are_a_product_too(name):
         assert relative(code(batch)[0], program(batch)[0]) < 1e-4
 
 
+class Extremes(nn.Module):
+    """What lies between the least and the largest value of each channel of a convolution."""
+
+    def __init__(self, conv, dims, keepdim):
+        super().__init__()
+        self.conv, self.dims, self.keepdim = conv, dims, keepdim
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x.amax(self.dims, self.keepdim) - x.amin(self.dims, self.keepdim)
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize(
+    ("name", "dims", "pooled"), [("1d", (2,), 2), ("2d", (2, 3), 2), ("2d", (3,), 0)]
+)
+def test_extremes_of_products_are_pooled(name, dims, pooled, keepdim):
+    torch.manual_seed(0)
+    conv, shape = WINDOWS[name]
+    x = torch.randn(shape)
+    program = quantized(captured(Extremes(conv, dims, keepdim), x), x)
+    code = compile_for(program, x)
+    kinds = [kernel.name.split()[0] for kernel in code.kernels()]
+    assert kinds.count("GlobalMaxPool") == pooled
+    output, expected = code(x)[0], program(x)[0]
+    assert output.shape == expected.shape
+    assert relative(output, expected) < 1e-4
+
+
 SPARING = {
     "few outputs": nn.Conv1d(16, 8, 5),
     "few channels": nn.Conv1d(4, 32, 5),

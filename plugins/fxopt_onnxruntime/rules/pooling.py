@@ -1,4 +1,4 @@
-"""Averages over all positions, as the operator that has an integer kernel."""
+"""Averages and extremes over all positions, as the operators with the faster kernels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fxopt_onnxruntime.graph import Rewriter, array_of, given, operand, rank_of
+from fxopt_onnxruntime.graph import Rewriter, array_of, given, operand, producer_of, rank_of
 from fxopt_onnxruntime.grids import grid_of_node, rounded, rounding_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,25 @@ def pool_globally(rewriter: Rewriter) -> None:
             rewriter.replace(node.outputs[0], _without_positions(rewriter, node, pooled))
 
 
+def pool_extremes(rewriter: Rewriter) -> None:
+    """Turns ReduceMax and ReduceMin of what was transposed into GlobalMaxPool.
+
+    The runtime would take them across the untransposed values, which is far slower than to
+    transpose these and then to go along them.
+    """
+    for node in rewriter.nodes("ReduceMax", "ReduceMin"):
+        value = given(node)
+        if producer_of(value, "Transpose") is None or not _takes_all_positions(node):
+            continue
+        if node.op_type == "ReduceMax":
+            pooled = rewriter.insert(node, "GlobalMaxPool", value)
+        else:
+            opposite = rewriter.insert(node, "Neg", value)
+            pooled = rewriter.insert(node, "GlobalMaxPool", opposite)
+            pooled = rewriter.insert(node, "Neg", pooled)
+        rewriter.replace(node.outputs[0], _without_positions(rewriter, node, pooled))
+
+
 def _takes_all_positions(node: ir.Node) -> bool:
     axes, rank = array_of(operand(node, 1)), rank_of(node.inputs[0])
     if axes is None or rank is None or rank < 3:
@@ -29,7 +48,7 @@ def _takes_all_positions(node: ir.Node) -> bool:
 
 
 def _without_positions(rewriter: Rewriter, node: ir.Node, pooled: ir.Value) -> ir.Value:
-    """The averages in the shape that ``node`` gave them; rounded first if they are afterwards."""
+    """What was pooled, in the shape that ``node`` gives; rounded first if it is afterwards."""
     kept = node.attributes.get("keepdims")
     if kept is None or kept.as_int():
         return pooled

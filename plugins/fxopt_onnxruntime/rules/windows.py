@@ -6,13 +6,13 @@ sees is gathered as bytes, so the copies are small beside a convolution in float
 
 from __future__ import annotations
 
-import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fxopt_onnxruntime.graph import Rewriter, given, producer_of, rank_of, sizes_of
+from fxopt_onnxruntime.graph import Array, Rewriter, given, producer_of, rank_of, sizes_of
 from fxopt_onnxruntime.grids import dequantized, grid_of, grid_of_node, rounding_of
 from fxopt_onnxruntime.rules.gemm import replace_by_product, reshaped
 from fxopt_onnxruntime.weights import Weight, bias_of, weight_of
@@ -35,14 +35,38 @@ class _Windows:
         strides: The distance between windows.
         dilations: The distance between the values that a window sees.
         pads: Zeros in front of the first and behind the last value, as ONNX orders them.
-        positions: How many windows there are.
+        sizes: How many values there are.
     """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[int, ...]
-    positions: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def padded(self) -> list[int]:
+        """How many values there are, zeros included."""
+        front, back = self.pads[: len(self.sizes)], self.pads[len(self.sizes) :]
+        return [sum(each) for each in zip(self.sizes, front, back, strict=True)]
+
+    @property
+    def positions(self) -> list[int]:
+        """How many windows there are."""
+        each = zip(self.padded, self.kernel, self.strides, self.dilations, strict=True)
+        return [(size - gap * (width - 1) - 1) // stride + 1 for size, width, stride, gap in each]
+
+    def places(self) -> Array:
+        """Where each window, a row, finds its values when all dimensions are flattened to one."""
+        index = np.arange(math.prod(self.padded), dtype=np.int32).reshape(self.padded)
+        rank = len(self.sizes)
+        spans = [
+            gap * (width - 1) + 1 for width, gap in zip(self.kernel, self.dilations, strict=True)
+        ]
+        views = np.lib.stride_tricks.sliding_window_view(index, spans)
+        steps = (*self.strides, *self.dilations)
+        views = views[tuple(slice(None, None, step) for step in steps)]
+        return views.reshape(math.prod(views.shape[:rank]), -1)
 
 
 def lower_window_convolutions(rewriter: Rewriter) -> None:
@@ -56,7 +80,7 @@ def lower_window_convolutions(rewriter: Rewriter) -> None:
         if grid_of(node.inputs[0]) is not None:
             rows = _rows(rewriter, node, windows)
             flat = _channels_last(weight)
-            replace_by_product(rewriter, node, rows, list(windows.positions), flat, bias)
+            replace_by_product(rewriter, node, rows, windows.positions, flat, bias)
 
 
 def _pays(weight: Weight) -> bool:
@@ -75,17 +99,11 @@ def _windows(node: ir.Node) -> _Windows | None:
         return None
     kernel = tuple(node.attributes["kernel_shape"].as_ints())
     sizes = sizes_of(given(node))[2:]
-    strides, dilations = _numbers(node, "strides", 1), _numbers(node, "dilations", 1)
-    pads = _numbers(node, "pads", 0, times=2)
-    known = [size for size in sizes if size is not None]
+    known = tuple(size for size in sizes if size is not None)
     if len(known) < len(sizes):
         return None
-    ends = zip(known, kernel, strides, dilations, pads, pads[len(kernel) :], strict=False)
-    positions = [
-        (size + front + back - gap * (width - 1) - 1) // stride + 1
-        for size, width, stride, gap, front, back in ends
-    ]
-    return _Windows(kernel, strides, dilations, pads, tuple(positions))
+    strides, dilations = _numbers(node, "strides", 1), _numbers(node, "dilations", 1)
+    return _Windows(kernel, strides, dilations, _numbers(node, "pads", 0, times=2), known)
 
 
 def _numbers(node: ir.Node, name: str, default: int, times: int = 1) -> tuple[int, ...]:
@@ -100,11 +118,12 @@ def _rows(rewriter: Rewriter, node: ir.Node, windows: _Windows) -> ir.Value:
     value, rank = _padded(rewriter, node, windows), len(windows.kernel)
     channels = sizes_of(given(node))[1]
     assert channels is not None
-    last = rewriter.insert(node, "Transpose", value, perm=[0, *range(2, rank + 2), 1])
-    offsets = itertools.product(*(range(width) for width in windows.kernel))
-    seen = [_seen(rewriter, node, last, windows, offset) for offset in offsets]
-    joined = rewriter.insert(node, "Concat", *seen, axis=-1)
-    return reshaped(rewriter, node, joined, -1, len(seen) * channels)
+    value = rewriter.insert(node, "Transpose", value, perm=[0, *range(2, rank + 2), 1])
+    sizes, places = windows.padded, windows.places()
+    if rank > 1:
+        value = reshaped(rewriter, node, value, -1, math.prod(sizes), channels)
+    seen = rewriter.insert(node, "Gather", value, rewriter.constant(places), axis=1)
+    return reshaped(rewriter, node, seen, -1, places.shape[1] * channels)
 
 
 def _padded(rewriter: Rewriter, node: ir.Node, windows: _Windows) -> ir.Value:
@@ -121,17 +140,3 @@ def _padded(rewriter: Rewriter, node: ir.Node, windows: _Windows) -> ir.Value:
     constants = rewriter.constant(pads), rewriter.constant(zero)
     integers = rewriter.insert(node, "Pad", given(pair), *constants)
     return dequantized(rewriter, node, integers, grid)
-
-
-def _seen(
-    rewriter: Rewriter, node: ir.Node, value: ir.Value, windows: _Windows, offset: tuple[int, ...]
-) -> ir.Value:
-    """What all windows see at one place of them, channels last."""
-    starts = [at * gap for at, gap in zip(offset, windows.dilations, strict=True)]
-    ends = [
-        start + (count - 1) * stride + 1
-        for start, count, stride in zip(starts, windows.positions, windows.strides, strict=True)
-    ]
-    axes = range(1, len(starts) + 1)
-    bounds = (np.array(list(each), np.int64) for each in (starts, ends, axes, windows.strides))
-    return rewriter.insert(node, "Slice", value, *(rewriter.constant(each) for each in bounds))
