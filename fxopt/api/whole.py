@@ -131,7 +131,10 @@ def _versions(
         reduced = reduced_version(original, lossy.tolerance)
         if outcome.unrounded in (outcome.exact, outcome.program):
             return [original, reduced, lossy]
-        return [original, reduced, unrounded_version(outcome.unrounded, lossy), lossy]
+        unrounded = unrounded_version(
+            outcome.unrounded, lossy, original, examples, request.max_drift
+        )
+        return [original, reduced, unrounded, lossy]
     drift = request.max_drift
     if drift is None and request.max_drop:
         drift = _REDUCED_DRIFT  # the score decides

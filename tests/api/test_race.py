@@ -366,6 +366,40 @@ def test_rounding_that_does_not_pay_is_left_out_alone(model, x, plugins, backend
         assert "not faster" in rounding.reason
 
 
+@dataclass(frozen=True)
+class Coarsen(Pass):
+    info = PassInfo("coarsen", "structure", Lossy())
+
+    def run(self, program, context):
+        return coarser(program, 1.0)
+
+
+@dataclass(frozen=True)
+class Mend(Pass):
+    """Rounds what the weights were before: as training with rounding might."""
+
+    info = PassInfo("mend", "numeric", Lossy())
+
+    def run(self, program, context):
+        (head,), (before,) = program.find(nn.Linear), context.original.find(nn.Linear)
+        program.leaf(head).weight.data = context.original.leaf(before).weight.data.clone()
+        return coarser(program, ROUNDED)
+
+
+@dataclass(frozen=True)
+class FastOnCoarse(FastOnShrunk):
+    def is_fast(self, program):
+        return on_grid(program, 1.0)
+
+
+def test_what_drifts_less_for_being_rounded_may_be_left_unrounded(model, x, plugins):
+    plugins(passes=[Coarsen, Mend], backends=[FastOnCoarse])
+    fast = fxopt.optimize(model, (x,), passes="coarsen,mend", backends=["fast_on"])
+    drifts = {record.name: record.drift for record in fast.report.passes}
+    assert drifts["coarsen"] > 2 * drifts["mend"]
+    assert fast.report.regions[0].chosen.version == "unrounded"
+
+
 def test_rounding_alone_races_with_the_exact_program_only(model, x, plugins):
     plugins(passes=[Round], backends=[FastOnRounded])
     fast = fxopt.optimize(model, (x,), passes="cleanup,round,fold_bn", backends=["fast_on"])

@@ -65,19 +65,35 @@ def lossy_version(
     program: Program, original: Version, examples: Sequence[Sequence[Any]], limit: float | None
 ) -> Version:
     """A program that drifts from ``original``, and whose lowering may drift little more."""
+    tolerance = _with_slack(program, original, examples, limit)
+    return Version(LOSSY, program, tolerance, original.reference)
+
+
+def unrounded_version(
+    program: Program,
+    lossy: Version,
+    original: Version,
+    examples: Sequence[Sequence[Any]],
+    limit: float | None,
+) -> Version:
+    """What ``lossy`` would be without its numeric passes; it may drift as far from ``original``.
+
+    Where it drifts further, since rounding was trained away, it may do that.
+    """
+    tolerance = max(lossy.tolerance, _with_slack(program, original, examples, limit))
+    return Version(UNROUNDED, program, tolerance, original.reference)
+
+
+def _with_slack(
+    program: Program, original: Version, examples: Sequence[Sequence[Any]], limit: float | None
+) -> float:
+    """What lowering ``program`` may drift from ``original``."""
     drifts = [
         compare(run_flat(program, flat), reference).error
         for flat, reference in zip(examples, original.reference, strict=True)
     ]
     tolerance = LOSSY_SLACK * max(drifts) + original.tolerance
-    if limit is not None:
-        tolerance = min(tolerance, limit)
-    return Version(LOSSY, program, tolerance, original.reference)
-
-
-def unrounded_version(program: Program, asked: Version) -> Version:
-    """What ``asked`` would be without its numeric passes; it may drift as far from the original."""
-    return Version(UNROUNDED, program, asked.tolerance, asked.reference)
+    return tolerance if limit is None else min(tolerance, limit)
 
 
 def run_flat(program: Program, flat: Sequence[Any]) -> tuple[Any, ...]:
