@@ -7,6 +7,12 @@ import pytest
 import fxopt.cost
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests begin, so that at the end no process waits for another's."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
     """Backends are not tried in a worker first, but for the tests of just that: it costs time."""

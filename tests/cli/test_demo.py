@@ -3,6 +3,7 @@ import re
 import pytest
 
 
+@pytest.mark.slow
 def test_the_demo_shows_what_it_gained(fxopt):
     result = fxopt("demo", "--epochs", 1, "--width", 8, "--backend", "openvino")
     assert result.exit_code == 0, result.output

@@ -82,6 +82,7 @@ def quantized(model, x, **fields):
     return program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime", "onednn"])
 @on_random_models(8)
 @given(
