@@ -23,11 +23,15 @@ class LeafModule(nn.Module):
         precision: What it is meant to compute in once lowered, such as ``int8``.
         weight_bits: How many bits each of its weights takes, where they are stored in fewer than
             they are computed with; 0 elsewhere.
+        bounds: The smallest and the largest of its results on calibration data, of shape
+            (2, channels), where those are in float and a runtime whose integer kernels give bytes
+            alone may round them; None elsewhere.
     """
 
     family: ClassVar[str] = ""
     precision: str = ""
     weight_bits: int = 0
+    bounds: torch.Tensor | None = None
 
     def exported(self) -> nn.Module:
         """What takes its place where a program is exported for other runtimes; by default itself.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxopt.plugin import Backend, BackendInfo, Program, Target, Tensors, is_random
 from fxopt_onnxruntime.convert import ONNXRuntimeLowering
+from fxopt_onnxruntime.results import bounded, with_rounded_results
 from fxopt_onnxruntime.tensors import TAKEN
 
 _EXTRA = "pip install 'fxopt[onnxruntime]'"
@@ -29,13 +30,30 @@ class ONNXRuntime(Backend):
         spinning: Whether idle threads of the runtime, which wait in a loop within a call, do so
             between calls as well. Then the next call starts some microseconds earlier, and whatever
             else runs on the same cores is slowed down.
+        rounded_results: Whether convolutions in int8 whose result stays in float round it, to the
+            range that it had on calibration data: the runtime's own kernel for them gives bytes.
+            Otherwise they are products of gathered bytes, or in float.
     """
 
     spinning: bool = False
+    rounded_results: bool = False
 
     info: ClassVar[BackendInfo] = BackendInfo(
         name="onnxruntime", targets=("cpu",), extra=_EXTRA, packages=("onnxruntime", "onnxscript")
     )
+
+    @property
+    def label(self) -> str:
+        """The name, with the settings that are not the usual ones."""
+        settings = ["spinning"] if self.spinning else []
+        settings += ["rounded results"] if self.rounded_results else []
+        return " ".join([self.info.name, *settings])
+
+    def variants(self, program: Program, target: Target, exact: bool) -> Sequence[Backend]:
+        """For lossy programs with convolutions that could round what they yield, that too."""
+        if exact or not any(True for _ in bounded(program)):
+            return (self,)
+        return (self, replace(self, rounded_results=True))
 
     def unavailable(self) -> str | None:
         """Why it cannot be used here; None when it can."""
@@ -65,6 +83,8 @@ class ONNXRuntime(Backend):
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> ONNXRuntimeLowering:
         """Translates ``program``, once for all batch sizes where that is possible."""
+        if self.rounded_results:
+            program = with_rounded_results(program)
         return ONNXRuntimeLowering(program, inputs, target, self.spinning)
 
 

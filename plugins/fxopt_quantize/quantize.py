@@ -38,6 +38,7 @@ from fxopt_quantize.moments import InputMoments
 from fxopt_quantize.placement import Site, place
 from fxopt_quantize.ranges import channel_grids
 from fxopt_quantize.ready import Ready
+from fxopt_quantize.results import results_of
 from fxopt_quantize.rewrite import round_activations
 from fxopt_quantize.rules import Role, role_of
 from fxopt_quantize.sensitivity import (
@@ -231,12 +232,16 @@ class Quantize(Pass):
         placement = place(program, [node for node in _layers(program) if node not in refused])
         unify(placement, self.activations, self.depthwise)
         observers = observers_of(placement, self.calibrator)
-        seen = self._observe(program, context, values_of(observers), "calibrating")
+        results = {} if self.training != "off" else results_of(program, placement)
+        watch = values_of({**observers, **results})
+        seen = self._observe(program, context, watch, "calibrating")
         roundings = {
             site.value: self._rounding(site, observers[site.value]) for site in placement.sites
         }
         factory = LayerFactory(self._number(context.target))
         layers = {node: factory.quantized(program.leaf(node)) for node in placement.layers}
+        for node, result in results.items():
+            layers[node].bounds = result.bounds()
         return Ready(refused, placement, roundings, layers, seen)
 
     def _observe(self, program: Program, context: Context, watch: Watch, task: str) -> int:

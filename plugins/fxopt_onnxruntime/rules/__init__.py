@@ -20,7 +20,7 @@ from fxopt_onnxruntime.rules.conv import lower_convolutions
 from fxopt_onnxruntime.rules.linear import lower_linear_layers
 from fxopt_onnxruntime.rules.moves import round_after_moves
 from fxopt_onnxruntime.rules.patches import lower_patch_convolutions
-from fxopt_onnxruntime.rules.pooling import pool_extremes, pool_globally
+from fxopt_onnxruntime.rules.pooling import pool_extremes, pool_globally, reduce_integers
 from fxopt_onnxruntime.rules.recurrent import (
     drop_zero_states,
     lower_recurrent,
@@ -41,6 +41,7 @@ _RULES = (
     lower_patch_convolutions,
     lower_window_convolutions,
     pool_extremes,
+    reduce_integers,
     lower_linear_layers,
     lower_convolutions,
     drop_zero_states,

@@ -23,16 +23,23 @@ def fold_channel_scales(rewriter: Rewriter) -> None:
     Behind the rounding, a depthwise convolution multiplies each channel by weights of its own.
     Before it, a convolution may give each channel divided by its scale, since ReLU lets positive
     factors pass; where something else stands there, the division is a multiplication.
+
+    What else takes the values gets them from the integers by a scale per channel; that pays where
+    it is a convolution that gives these.
     """
     for node in rewriter.nodes("QuantizeLinear"):
         grids = channel_grids(node)
         if grids is None or len(given(node, 1).shape or ()) != 1:
             continue
         pairs = users_of(node.outputs[0])
-        if all(_feeds_depthwise(pair, len(grids)) for pair in pairs):
-            scales = np.array([grid.scale for grid in grids], np.float64)
-            _round_divided(rewriter, node, grids, scales)
-            for pair in pairs:
+        scales = np.array([grid.scale for grid in grids], np.float64)
+        feeds = all(_feeds_depthwise(pair, len(grids)) for pair in pairs)
+        value = _divided(rewriter, given(node), grids, scales)
+        if value is None and feeds:
+            value = _multiplied(rewriter, node, scales)
+        if value is not None:
+            _round(rewriter, node, value)
+            for pair in pairs if feeds else ():
                 _multiply_weights(rewriter, pair, scales)
 
 
@@ -56,22 +63,24 @@ def _multiply_weights(rewriter: Rewriter, pair: ir.Node, scales: Array) -> None:
     rewriter.replace(pair.outputs[0], dequantized(rewriter, pair, given(pair), grid))
 
 
-def _round_divided(rewriter: Rewriter, node: ir.Node, grids: list[Grid], scales: Array) -> None:
+def _multiplied(rewriter: Rewriter, node: ir.Node, scales: Array) -> ir.Value:
+    """What a QuantizeLinear takes, divided by scales in front of it."""
+    undivided = given(node)
+    shape = (-1, *[1] * (len(undivided.shape or ()) - 2))
+    inverse = rewriter.constant((1 / scales).astype(np.float32).reshape(shape))
+    value = rewriter.insert(node, "Mul", undivided, inverse)
+    value.type, value.shape = undivided.type, undivided.shape
+    return value
+
+
+def _round(rewriter: Rewriter, node: ir.Node, value: ir.Value) -> None:
     """Lets a QuantizeLinear with scales per channel take values divided by them instead."""
-    value = _divided(rewriter, given(node), grids, scales)
-    if value is None:
-        undivided = given(node)
-        shape = (-1, *[1] * (len(undivided.shape or ()) - 2))
-        inverse = rewriter.constant((1 / scales).astype(np.float32).reshape(shape))
-        value = rewriter.insert(node, "Mul", undivided, inverse)
-        value.type, value.shape = undivided.type, undivided.shape
-    zero_point = np.array(_zero_point(node), np.uint8)
     integers = rewriter.insert(
         node,
         "QuantizeLinear",
         value,
         rewriter.constant(np.array(_STEP, np.float32)),
-        rewriter.constant(zero_point),
+        rewriter.constant(np.array(_zero_point(node), np.uint8)),
     )
     rewriter.replace(node.outputs[0], integers)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fxopt_onnxruntime.graph import Rewriter, array_of, given, operand, producer_of, rank_of
-from fxopt_onnxruntime.grids import grid_of_node, rounded, rounding_of
+from fxopt_onnxruntime.grids import channel_grids, grid_of_node, rounded, rounding_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,6 +38,21 @@ def pool_extremes(rewriter: Rewriter) -> None:
             pooled = rewriter.insert(node, "GlobalMaxPool", opposite)
             pooled = rewriter.insert(node, "Neg", pooled)
         rewriter.replace(node.outputs[0], _without_positions(rewriter, node, pooled))
+
+
+def reduce_integers(rewriter: Rewriter) -> None:
+    """Finds the extremes of rounded values among their integers, whose order is the same."""
+    for node in rewriter.nodes("ReduceMax", "ReduceMin"):
+        pair = producer_of(node.inputs[0], "DequantizeLinear")
+        if pair is None or channel_grids(pair) is None or not _takes_all_positions(node):
+            continue
+        kept = node.attributes.get("keepdims")
+        keepdims = 1 if kept is None else kept.as_int()
+        axes = given(node, 1)
+        integers = rewriter.insert(node, node.op_type, given(pair), axes, keepdims=keepdims)
+        grid = [given(pair, 1), given(pair, 2)]
+        values = rewriter.insert(node, "DequantizeLinear", integers, *grid, axis=1)
+        rewriter.replace(node.outputs[0], values)
 
 
 def _takes_all_positions(node: ir.Node) -> bool:
