@@ -10,10 +10,15 @@ from torch import fx
 from fxopt.plugin import LeafModule, Program
 from fxopt_onnxruntime.grids import LEVELS
 
-# Where calibration data are few, others go beyond their range, and what is cut off costs more than
-# coarser steps do: on magika's convolution, of 256 channels, the error is least at 1.25.
+# Data that calibration has not seen go beyond its range, and what is cut off costs more than
+# coarser steps: magika's outputs err by 6.0 % without headroom, 5.6 at 1.1, 5.3 at 1.25; but on
+# the calibration data, by which the drift is judged, by 4.7, 4.9 and 5.1 %.
 _HEADROOM = 1.1
 _MIDDLE = 128
+
+# A channel that calibration has never seen alive may be alive elsewhere: one whose range is a
+# smaller share of the largest gets the scale of that.
+_DEAD = 1e-4
 _TINY = 1e-12
 
 
@@ -35,7 +40,7 @@ def with_rounded_results(program: Program) -> Program:
     found = list(bounded(twin))
     with twin.edit() as edit:
         for node, bounds in found:
-            scale = (bounds.abs().amax(0) * _HEADROOM / (LEVELS - _MIDDLE)).clamp(min=_TINY)
+            scale = _scales(bounds)
             middle = torch.full_like(scale, _MIDDLE, dtype=torch.int32)
             behind = node.next
             rounded = edit.call(
@@ -50,3 +55,9 @@ def with_rounded_results(program: Program) -> Program:
             )
             edit.redirect(node, rounded)
     return twin
+
+
+def _scales(bounds: torch.Tensor) -> torch.Tensor:
+    scale = bounds.abs().amax(0) * _HEADROOM / (LEVELS - _MIDDLE)
+    largest = scale.max().clamp(min=_TINY)
+    return torch.where(scale < _DEAD * largest, largest, scale)

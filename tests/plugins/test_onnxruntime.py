@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import math
 import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -412,6 +413,22 @@ def test_results_may_be_rounded_by_channels_instead(name):
         (conv,) = (m for m in program.module.modules() if getattr(m, "bounds", None) is not None)
         assert bool((error <= 0.51 * 1.1 * conv.bounds.abs().amax(0) / 127 + 1e-6).all())
     assert program.fingerprint() == before
+
+
+def test_a_channel_that_calibration_saw_dead_may_be_alive_elsewhere():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 4, 3, bias=False)
+    with torch.no_grad():
+        conv.weight[1, 1:] = 0
+        conv.weight[1, 0] = 0.1
+    dead = torch.randn(4, 8, 6, 6)
+    dead[:, 0] = 0
+    program = quantized(captured(nn.Sequential(conv, nn.Softplus()), dead), dead)
+    alive = torch.randn(4, 8, 6, 6)
+    output = ROUNDED.lower(program, (alive,), CPU).compile((alive,))(alive)[0]
+    expected = program(alive)[0]
+    assert float((output - expected)[:, 1].abs().max()) < 0.02
+    assert float((expected[:, 1] - math.log(2)).abs().max()) > 0.1
 
 
 def test_extremes_of_rounded_results_are_found_among_bytes():
