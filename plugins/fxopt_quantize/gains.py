@@ -52,6 +52,6 @@ def _takes_floats(program: Program, node: fx.Node) -> bool:
     if not isinstance(program.leaf(node), nn.Linear):
         return False
     source = node.all_input_nodes[0]
-    while role_of(program, source) is Role.PASS and len(source.users) == 1:
+    while role_of(program, source) is Role.PASS and operands(source) and len(source.users) == 1:
         source = operands(source)[0]
     return role_of(program, source) is Role.FLOAT and len(source.users) == 1

@@ -472,6 +472,18 @@ def test_windows_that_are_not_worth_gathering_stay_a_convolution(name):
     assert relative(code(x)[0], program(x)[0]) < 1e-4
 
 
+def test_windows_that_would_fill_the_memory_stay_a_convolution(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    conv, shape = WINDOWS["1d"]
+    x = torch.randn(shape)
+    program = quantized(captured(nn.Sequential(conv, nn.Softplus()), x), x)
+    gathered = 16 * 16 * 5  # windows, channels, width
+    for most, precision in ((gathered, "int8"), (gathered - 1, "f32")):
+        monkeypatch.setattr("fxopt_onnxruntime.rules.windows._MOST_BYTES", most)
+        monkeypatch.setenv("FXOPT_CACHE_DIR", str(tmp_path / str(most)))  # no model is kept
+        assert compile_for(program, x).precisions() == {precision: 1}
+
+
 def test_a_transposed_convolution_stays_float_for_want_of_an_integer_kernel():
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 6)

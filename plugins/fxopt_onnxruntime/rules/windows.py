@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _FEWEST_OUTPUTS = 32
 _FEWEST_CHANNELS = 16
 
+# What windows see overlaps, so that it takes more memory than the input: at most this for a sample.
+_MOST_BYTES = 64 << 20
+
 
 @dataclass(frozen=True)
 class _Windows:
@@ -75,17 +78,18 @@ def lower_window_convolutions(rewriter: Rewriter) -> None:
         rounding = rounding_of(node.outputs[0])
         rounds = rounding is not None and grid_of_node(rounding) is not None
         windows, weight, bias = _windows(node), weight_of(node.inputs[1]), bias_of(node)
-        if rounds or windows is None or weight is None or bias is None or not _pays(weight):
+        if rounds or windows is None or weight is None or bias is None:
             continue
-        if grid_of(node.inputs[0]) is not None:
+        if grid_of(node.inputs[0]) is not None and _pays(weight, windows):
             rows = _rows(rewriter, node, windows)
             flat = _channels_last(weight)
             replace_by_product(rewriter, node, rows, windows.positions, flat, bias)
 
 
-def _pays(weight: Weight) -> bool:
-    outputs, channels = weight.values.shape[:2]
-    return bool(outputs >= _FEWEST_OUTPUTS and channels >= _FEWEST_CHANNELS)
+def _pays(weight: Weight, windows: _Windows) -> bool:
+    outputs, seen = len(weight.values), weight.values[0].size
+    many = outputs >= _FEWEST_OUTPUTS and len(weight.values[0]) >= _FEWEST_CHANNELS
+    return many and math.prod(windows.positions) * seen <= _MOST_BYTES
 
 
 def _channels_last(weight: Weight) -> Weight:
