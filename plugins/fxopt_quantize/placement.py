@@ -12,8 +12,10 @@ The rules:
 5. An activation belongs to the operation before it; the rounding comes after it.
 6. Where zero is the middle of the range, convolutions need no correction for a zero point and
    use their fastest kernels; so signed values have it there, unless only linear layers take them.
-7. Attention takes queries, keys and values in int8 if they come from int8 layers; what is computed
-   between them and the layer (a rotation, say) keeps it in float. Its mask is never rounded.
+7. Attention takes queries and keys in int8 if they come from int8 layers; what is computed between
+   them and the layer (a rotation, say) keeps it in float. Values meet probabilities, which stay in
+   float, so rounding them gains nothing; but where one layer yields all three, one rounding of its
+   result serves them all. A mask is never rounded.
 8. The input of a depthwise convolution, where nothing else uses it, may have a scale per channel.
 """
 
@@ -116,25 +118,33 @@ class _Sweep:
     def _wants(self, user: fx.Node, value: fx.Node) -> bool:
         """Whether ``user``, or something behind it, computes in int8 with ``value``."""
         reached = user in self._int8 or (self._passes(user) and user in self._wanted)
-        return reached and value in operands(user)
+        return reached and value in self._taken(user)
 
     def _takes(self, user: fx.Node, value: fx.Node) -> bool:
         """Whether ``user`` is given the rounded ``value``."""
-        return (user in self._int8 or self._pushed(user)) and value in operands(user)
+        return (user in self._int8 or self._pushed(user)) and value in self._taken(user)
 
     def _serves(self, user: fx.Node, value: fx.Node) -> bool:
         """Whether rounding what ``value`` was made of leaves nothing for ``user`` to ask for."""
         return user in self._fully if _is_tuple(value) else self._takes(user, value)
 
     def _attends(self, node: fx.Node) -> bool:
-        sources = operands(node)
-        whole = self._roles[node] is Role.ATTEND and len(sources) == 3
-        return whole and all(self._from_layer(source) for source in sources)
+        if self._roles[node] is not Role.ATTEND or len(operands(node)) != 3:
+            return False
+        return all(self._origin(source) in self._int8 for source in self._taken(node))
 
-    def _from_layer(self, node: fx.Node) -> bool:
+    def _taken(self, node: fx.Node) -> list[fx.Node]:
+        """The inputs that a node takes in int8: of attention, values only beside their kin."""
+        sources = operands(node)
+        if self._roles[node] is Role.ATTEND and len({self._origin(each) for each in sources}) > 1:
+            return sources[:2]
+        return sources
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        """What computed a value that has only been moved since."""
         while self._roles[node] is Role.PASS and operands(node):
             node = operands(node)[0]
-        return node in self._int8
+        return node
 
     def _pushed(self, node: fx.Node) -> bool:
         """Whether rounding its inputs replaces rounding this value."""

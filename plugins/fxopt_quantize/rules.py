@@ -20,7 +20,7 @@ class Role(Enum):
     LAYER = "has weights; always computes in int8, unless refused"
     COMBINE = "computes in int8 where its result is wanted in int8; rounds each input"
     PASS = "only moves or selects values: the rounding of its input serves its output too"
-    ATTEND = "computes in int8 where queries, keys and values all come from int8 layers"
+    ATTEND = "computes in int8 where queries and keys come from int8 layers"
     JOIN = "moves values of several inputs into one output, so they share one scale"
     ACTIVATE = "runs inside the operation before it: the rounding comes after it"
     FLOAT = "stays in float"

@@ -135,6 +135,22 @@ def test_attention_takes_its_inputs_in_int8_but_not_its_mask():
     assert relative(program(x, mask)[0], model(x, mask)) < 0.05
 
 
+def test_values_are_not_rounded_where_they_come_from_a_layer_of_their_own():
+    class Apart(Attention):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x, mask):
+            heads = [f(x).unflatten(-1, (2, 4)) for f in (self.query, self.key, self.value)]
+            q, k, v = (head.transpose(1, 2) for head in heads)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    program, _ = quantized(Apart(), (torch.randn(3, 5, 8), torch.zeros(3, 1, 5, 5)))
+    assert set(roundings(program)) == {"x", "query", "key", "scaled_dot_product_attention"}
+
+
 def test_attention_stays_in_float_where_its_inputs_are_computed_in_float():
     class Turned(Attention):
         def turn(self, k):
