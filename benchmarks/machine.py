@@ -20,7 +20,7 @@ def describe_machine() -> dict[str, Any]:
     """Chip, instruction sets, cores, memory and versions, as plain data."""
     target = find_target("cpu")
     return {
-        "chip": target.chip,
+        "chip": f"{target.chip}{_series()}",
         "features": list(target.features),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -55,6 +55,17 @@ def revision() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return found.stdout.strip()
+
+
+def _series() -> str:
+    """Family and model, which tell chips apart that a virtual machine calls by one name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    family, model = fields.get("cpu family"), fields.get("model")
+    return f" (family {family}, model {model})" if family and model else ""
 
 
 def _version(package: str) -> str | None:
