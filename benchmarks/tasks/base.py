@@ -22,9 +22,9 @@ class Task:
         model: In eval mode.
         batches: What it is scored on.
         calibration: Other data of the same kind.
-        score: From all outputs, in the order of the batches, to points of 100.
-        metric: What the score is.
-        count: How many answers the score counts.
+        right: From all outputs, in the order of the batches, to which answers are right.
+        metric: What the share of right answers is called.
+        count: How many answers there are.
         training: Pairs of inputs and labels, other than those it is scored on; empty where there
             are none.
     """
@@ -33,7 +33,7 @@ class Task:
     model: nn.Module
     batches: list[Inputs]
     calibration: list[Inputs]
-    score: Callable[[torch.Tensor], float]
+    right: Callable[[torch.Tensor], torch.Tensor]
     metric: str
     count: int
     training: Iterable[Any] = ()
@@ -48,14 +48,14 @@ class Task:
         with torch.no_grad():
             return torch.cat([predict(*batch).clone() for batch in self.batches])
 
+    def score(self, outputs: torch.Tensor) -> float:
+        """Points of 100."""
+        return 100.0 * float(self.right(outputs).double().mean())
 
-def accuracy(labels: torch.Tensor) -> Callable[[torch.Tensor], float]:
-    """Scores logits by the share of right answers."""
 
-    def score(logits: torch.Tensor) -> float:
-        return 100.0 * float((logits.argmax(1) == labels).float().mean())
-
-    return score
+def accuracy(labels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Where the largest logit is that of the label."""
+    return lambda logits: logits.argmax(1) == labels
 
 
 def split(x: torch.Tensor, batch: int) -> list[Inputs]:

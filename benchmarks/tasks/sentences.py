@@ -62,13 +62,13 @@ def minilm() -> Task:
     scored, others = pairs[:_SCORED], pairs[_SCORED : _SCORED + _CALIBRATED]
     batches = _encoded(tokenizer, [first for first, _ in scored] + [second for _, second in scored])
     calibration = _encoded(tokenizer, [text for pair in others for text in pair])
-    return Task("minilm", model, batches, calibration, _recall, "recall@1", len(scored))
+    return Task("minilm", model, batches, calibration, _recalled, "recall@1", len(scored))
 
 
-def _recall(embeddings: torch.Tensor) -> float:
+def _recalled(embeddings: torch.Tensor) -> torch.Tensor:
     firsts, seconds = embeddings.chunk(2)
     found = (firsts @ seconds.t()).argmax(1)
-    return 100.0 * float((found == torch.arange(len(firsts))).float().mean())
+    return found == torch.arange(len(firsts))
 
 
 def _encoded(tokenizer: object, texts: list[str]) -> list[Inputs]:

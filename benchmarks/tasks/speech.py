@@ -70,16 +70,12 @@ def silero() -> Task:
         raise SystemExit("there is no speech: apt-get install espeak-ng")
     clips = list(_clips(_SCORED + _OTHERS))
     labels = torch.stack([label for _, label in clips[:_SCORED]])
-
-    def score(probabilities: torch.Tensor) -> float:
-        return 100.0 * float(((probabilities > 0.5) == labels).float().mean())
-
     return Task(
         "silero_vad",
         _model(),
         _batches(clips[:_SCORED]),
         _batches(clips[_SCORED:]),
-        score,
+        lambda probabilities: (probabilities > 0.5) == labels,
         "accuracy of chunks",
         labels.numel(),
     )
