@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import math
 import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,38 +16,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxopt.backends import LoweredModule
-from fxopt.cost import find_target
 from fxopt.errors import BackendError
-from fxopt.frontend import capture_program
-from fxopt.passes import Calibration, Context
 from fxopt_onnxruntime import ONNXRuntime
 from fxopt_onnxruntime.grids import Grid
 from fxopt_onnxruntime.kernels import HEAVY, find_kernels
 from fxopt_onnxruntime.rules.activations import grid_before
-from fxopt_quantize import Quantize
 from tests.building import Builder, aten, image, small_cnn
-
-CPU = find_target("cpu")
-
-
-def compile_for(program, *inputs):
-    return ONNXRuntime().lower(program, inputs, CPU).compile(inputs)
-
-
-def captured(model, *inputs):
-    torch.manual_seed(0)
-    return capture_program(model.eval(), inputs, {})
-
-
-def quantized(program, *inputs, **settings):
-    twin = program.clone()
-    calibration = Calibration([inputs], program.signature)
-    Quantize(**settings).run(twin, Context(CPU, calibration=calibration))
-    return twin
-
-
-def relative(output, expected):
-    return float((output - expected).detach().norm() / expected.detach().norm())
+from tests.plugins.onnxruntime.support import (
+    CPU,
+    captured,
+    compile_for,
+    quantized,
+    relative,
+)
 
 
 def test_outputs_agree_for_any_strides_and_are_not_overwritten():
@@ -307,181 +287,6 @@ def test_linear_layers_of_any_rank_run_as_one_product(shape):
     code = compile_for(program, x)
     assert [k.name.split()[0] for k in code.kernels()] == ["QGemm", "Gelu", "QGemm"]
     assert relative(code(x)[0], program(x)[0]) < 0.01
-
-
-def test_patches_whose_result_is_float_are_a_product_too():
-    class Patches(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.norm = nn.Conv2d(3, 16, 4, stride=4), nn.LayerNorm(16)
-            self.head = nn.Linear(16, 4)
-
-        def forward(self, x):
-            return self.head(self.norm(self.embed(x).flatten(2).transpose(1, 2)))
-
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 12, 8)
-    program = quantized(captured(Patches(), x), x)
-    code = compile_for(program, x)
-    assert code.precisions() == {"int8": 2}
-    assert relative(code(x)[0], program(x)[0]) < 0.01
-
-
-WINDOWS = {
-    "1d": (nn.Conv1d(16, 32, 5), (2, 16, 20)),
-    "1d, every setting": (nn.Conv1d(16, 33, 3, stride=2, padding=4, dilation=3), (2, 16, 21)),
-    "2d": (nn.Conv2d(16, 32, 3, padding=1), (2, 16, 6, 5)),
-    "2d, uneven": (nn.Conv2d(16, 32, (3, 2), (1, 2), (0, 1), (2, 1), bias=False), (2, 16, 9, 7)),
-    "2d, patches with a rest": (nn.Conv2d(16, 32, 2, stride=2), (2, 16, 7, 9)),
-    "3d": (nn.Conv3d(16, 32, 2, padding=1), (2, 16, 3, 4, 3)),
-}
-
-
-@pytest.mark.parametrize("name", sorted(WINDOWS))
-def test_windows_whose_result_is_float_are_a_product_too(name):
-    torch.manual_seed(0)
-    conv, shape = WINDOWS[name]
-    x = torch.randn(shape) + 0.5  # a zero point off the middle, and unlike what padding is
-    model = nn.Sequential(conv, nn.Softplus())
-    program = quantized(captured(model, x), x, activations="asymmetric")
-    assert program.signature.batch
-    lowering = ONNXRuntime().lower(program, (x,), CPU)
-    for batch in (x, x[:1], torch.cat([x, x.flip(0)])):
-        code = lowering.compile((batch,))
-        assert code.precisions() == {"int8": 1}
-        assert relative(code(batch)[0], program(batch)[0]) < 1e-4
-
-
-class Extremes(nn.Module):
-    """What lies between the least and the largest value of each channel of a convolution."""
-
-    def __init__(self, conv, dims, keepdim):
-        super().__init__()
-        self.conv, self.dims, self.keepdim = conv, dims, keepdim
-
-    def forward(self, x):
-        x = self.conv(x)
-        return x.amax(self.dims, self.keepdim) - x.amin(self.dims, self.keepdim)
-
-
-@pytest.mark.parametrize("keepdim", [False, True])
-@pytest.mark.parametrize(
-    ("name", "dims", "pooled"), [("1d", (2,), 2), ("2d", (2, 3), 2), ("2d", (3,), 0)]
-)
-def test_extremes_of_products_are_pooled(name, dims, pooled, keepdim):
-    torch.manual_seed(0)
-    conv, shape = WINDOWS[name]
-    x = torch.randn(shape)
-    program = quantized(captured(Extremes(conv, dims, keepdim), x), x)
-    code = compile_for(program, x)
-    kinds = [kernel.name.split()[0] for kernel in code.kernels()]
-    assert kinds.count("GlobalMaxPool") == pooled
-    output, expected = code(x)[0], program(x)[0]
-    assert output.shape == expected.shape
-    assert relative(output, expected) < 1e-4
-
-
-ROUNDED = ONNXRuntime(rounded_results=True)
-
-
-@pytest.mark.parametrize("name", ["groups", "2d", "3d", "behind a ReLU"])
-def test_results_may_be_rounded_by_channels_instead(name):
-    torch.manual_seed(0)
-    layers = {
-        "groups": [nn.Conv1d(8, 8, 3, groups=8), nn.Softplus()],
-        "2d": [nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.Softplus()],
-        "3d": [nn.Conv3d(8, 4, 2), nn.Softplus()],
-        "behind a ReLU": [nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Softplus()],
-    }[name]
-    with torch.no_grad():
-        layers[0].weight.mul_(
-            torch.logspace(-3, 0, len(layers[0].weight)).reshape(
-                -1, *[1] * (layers[0].weight.dim() - 1)
-            )
-        )  # channels of very different ranges
-    x = torch.randn(4, 8, *[6] * (layers[0].weight.dim() - 2))
-    program = quantized(captured(nn.Sequential(*layers), x), x)
-    before = program.fingerprint()
-    assert ONNXRuntime().variants(program, CPU, exact=False) == (ONNXRuntime(), ROUNDED)
-    assert ROUNDED.label == "onnxruntime rounded results"
-    lowering = ROUNDED.lower(program, (x,), CPU)
-    for batch in (x, x[:1]):
-        code = lowering.compile((batch,))
-        assert code.precisions() == {"int8": 1}
-        assert "QLinearConv" in {kernel.name.split()[0] for kernel in code.kernels()}
-        error = (code(batch)[0] - program(batch)[0]).abs().amax([0, *range(2, x.dim())])
-        (conv,) = (m for m in program.module.modules() if getattr(m, "bounds", None) is not None)
-        assert bool((error <= 0.51 * 1.1 * conv.bounds.abs().amax(0) / 127 + 1e-6).all())
-    assert program.fingerprint() == before
-
-
-def test_a_channel_that_calibration_saw_dead_may_be_alive_elsewhere():
-    torch.manual_seed(0)
-    conv = nn.Conv2d(8, 4, 3, bias=False)
-    with torch.no_grad():
-        conv.weight[1, 1:] = 0
-        conv.weight[1, 0] = 0.1
-    dead = torch.randn(4, 8, 6, 6)
-    dead[:, 0] = 0
-    program = quantized(captured(nn.Sequential(conv, nn.Softplus()), dead), dead)
-    alive = torch.randn(4, 8, 6, 6)
-    output = ROUNDED.lower(program, (alive,), CPU).compile((alive,))(alive)[0]
-    expected = program(alive)[0]
-    assert float((output - expected)[:, 1].abs().max()) < 0.02
-    assert float((expected[:, 1] - math.log(2)).abs().max()) > 0.1
-
-
-def test_extremes_of_rounded_results_are_found_among_bytes():
-    torch.manual_seed(0)
-    conv, shape = WINDOWS["1d"]
-    x = torch.randn(shape)
-    for keepdim in (False, True):
-        program = quantized(captured(Extremes(conv, (2,), keepdim), x), x)
-        code = ROUNDED.lower(program, (x,), CPU).compile((x,))
-        kinds = [kernel.name.split()[0] for kernel in code.kernels()]
-        assert kinds[:2] == ["QLinearConv", "ReduceMin"]
-        assert code(x)[0].shape == program(x)[0].shape
-        assert relative(code(x)[0], program(x)[0]) < 0.02
-
-
-@pytest.mark.parametrize("exact", [True, False])
-def test_there_is_one_way_where_no_result_can_be_rounded(exact):
-    x = torch.randn(2, 8, 12)
-    model = nn.Sequential(nn.Conv1d(8, 6, 3), nn.Softplus())
-    program = captured(model, x)
-    if exact:
-        program = quantized(program, x)
-    assert ONNXRuntime().variants(program, CPU, exact=exact) == (ONNXRuntime(),)
-
-
-SPARING = {
-    "few outputs": nn.Conv1d(16, 8, 5),
-    "few channels": nn.Conv1d(4, 32, 5),
-    "groups": nn.Conv1d(32, 32, 5, groups=2),
-}
-
-
-@pytest.mark.parametrize("name", sorted(SPARING))
-def test_windows_that_are_not_worth_gathering_stay_a_convolution(name):
-    torch.manual_seed(0)
-    conv = SPARING[name]
-    x = torch.randn(2, conv.in_channels, 20)
-    program = quantized(captured(nn.Sequential(conv, nn.Softplus()), x), x)
-    code = compile_for(program, x)
-    assert code.precisions() == {"f32": 1}
-    assert relative(code(x)[0], program(x)[0]) < 1e-4
-
-
-def test_windows_that_would_fill_the_memory_stay_a_convolution(monkeypatch, tmp_path):
-    torch.manual_seed(0)
-    conv, shape = WINDOWS["1d"]
-    x = torch.randn(shape)
-    program = quantized(captured(nn.Sequential(conv, nn.Softplus()), x), x)
-    gathered = 16 * 16 * 5  # windows, channels, width
-    for most, precision in ((gathered, "int8"), (gathered - 1, "f32")):
-        monkeypatch.setattr("fxopt_onnxruntime.rules.windows._MOST_BYTES", most)
-        monkeypatch.setenv("FXOPT_CACHE_DIR", str(tmp_path / str(most)))  # no model is kept
-        assert compile_for(program, x).precisions() == {precision: 1}
 
 
 def test_a_transposed_convolution_stays_float_for_want_of_an_integer_kernel():
