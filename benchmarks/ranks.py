@@ -7,7 +7,8 @@ Usage:
 Each row is `low_rank` at a share of the multiply-adds, without training afterwards: by the weights
 alone, or by what layers take and yield on calibration data; or by data, at a share of the latency
 that is predicted for each layer. Latencies are of one sample in float32, measured in turns. The
-last rows are what `fxopt.optimize` makes of the same pass: it never gives back what is slower.
+last rows are what `fxopt.optimize` makes of the same pass: it never gives back what is slower, as
+its latency says over that of what it makes of the model without the pass, timed in turns.
 Needs what accuracy.py needs.
 """
 
@@ -15,15 +16,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from accuracy import add_cache, output_error
+from duel import ratio_of
 from pruning import BACKENDS, captured, latencies, work
 from quiet import quiet
 from tabulate import tabulate
 from tasks import TASKS, Task
+from torch import nn
 
 import fxopt
 from fxopt.cost import find_target
@@ -66,19 +70,31 @@ def rows_of(task: Task, options: argparse.Namespace) -> Iterator[list[Any]]:
 
 
 def optimized(task: Task, keep: float) -> list[Any]:
-    """What `optimize` gives back for the pass: its latency over the original's on all backends."""
-    fast = fxopt.optimize(
-        task.model,
-        task.example,
-        passes=f"cleanup,fold_bn,low_rank{{keep={keep:g}}}",
-        calibration=task.calibration,
-        progress=partial(print, "  ", file=sys.stderr, flush=True),
-    )
+    """What `optimize` gives back for the pass, timed beside what it makes of the same input."""
+    fast = _optimized(task, f"cleanup,fold_bn,low_rank{{keep={keep:g}}}")
+    whole = _optimized(task, "cleanup,fold_bn")
     report = fast.report
     chosen = report.regions[0].chosen
     status = {record.name: record.status for record in report.passes}["low_rank"]
+    both = report.latency_after + whole.report.latency_after
+    ratio = ratio_of(_on_example(fast, task), _on_example(whole, task), both)
     return [task.name, f"{keep:g}", status, report.latency_before, report.latency_after,
-            chosen.backend]  # fmt: skip
+            chosen.backend, ratio]  # fmt: skip
+
+
+def _optimized(task: Task, passes: str) -> fxopt.OptimizedModule:
+    log = partial(print, "  ", file=sys.stderr, flush=True)
+    return fxopt.optimize(
+        task.model, task.example, passes=passes, calibration=task.calibration, progress=log
+    )
+
+
+def _on_example(module: nn.Module, task: Task) -> Callable[[], object]:
+    def call() -> object:
+        with torch.no_grad():
+            return module(*task.example)
+
+    return call
 
 
 def main() -> None:
@@ -94,7 +110,7 @@ def main() -> None:
         rows += rows_of(task, options)
         print(tabulate(rows, headers=HEADERS, floatfmt=".4g", tablefmt="github"), flush=True)
         whole.append(optimized(task, options.keep[-1]))
-    headers = ("model", "kept", "low_rank", "before ms", "after ms", "runs on")
+    headers = ("model", "kept", "low_rank", "before ms", "after ms", "runs on", "over without it")
     print(tabulate(whole, headers=headers, floatfmt=".4g", tablefmt="github"))
 
 
