@@ -270,7 +270,7 @@ def test_what_a_winner_names_of_another_backend_is_tried_where_that_is_on_offer(
     assert ("tunable tuned" in tried) == on_offer
 
 
-def test_a_backend_that_fails_to_say_what_else_to_try_may_still_win(model, x, plugins):
+def test_a_backend_that_fails_to_say_what_else_to_try_may_still_win(model, large, plugins):
     @dataclass(frozen=True)
     class Speechless(Tunable):
         info = BackendInfo("speechless", ("cpu",))
@@ -280,7 +280,7 @@ def test_a_backend_that_fails_to_say_what_else_to_try_may_still_win(model, x, pl
 
     plugins(backends=[Speechless])
     lines = []
-    fast = fxopt.optimize(model, (x,), backends=["speechless"], progress=lines.append)
+    fast = fxopt.optimize(model, (large,), backends=["speechless"], progress=lines.append)
     assert fast.report.regions[0].chosen.backend == "tunable"  # its label
     assert [line for line in lines if "cannot say what else to try: RuntimeError: no idea" in line]
 
