@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import wave
 from collections.abc import Iterator
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +84,10 @@ def silero() -> Task:
 def _model() -> SileroVAD:
     from safetensors.torch import load_file
 
-    folder = Path(str(resources.files("silero_vad"))) / "data"
-    stored = load_file(folder / "silero_vad_16k.safetensors")
+    package = find_spec("silero_vad")  # to import it would leave torch a single thread
+    if package is None or package.origin is None:
+        raise SystemExit("there is no model: pip install silero-vad")
+    stored = load_file(Path(package.origin).parent / "data" / "silero_vad_16k.safetensors")
     state = {name.replace("lstm_cell.", "lstm."): tensor for name, tensor in stored.items()}
     for name in [name for name in state if name.startswith("lstm.")]:
         state[f"{name}_l0"] = state.pop(name)
