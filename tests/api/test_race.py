@@ -240,6 +240,41 @@ def large():
     return torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
+@dataclass(frozen=True)
+class Hasty(Coarse):
+    """Computes nothing; it is far faster where it is less precise."""
+
+    info = BackendInfo("hasty", ("cpu",))
+
+    def variants(self, program, target, exact):
+        return [self] if exact else [self, Hasty(error=0.01)]
+
+    def lower(self, program, inputs, target):
+        expected = {}
+
+        def call(*given):
+            if len(given[0]) not in expected:
+                expected[len(given[0])] = program.module(*given)
+            time.sleep(0 if self.error else 2e-4)
+            return tuple(t * (1 + self.error) for t in expected[len(given[0])])
+
+        return Compile(call)
+
+
+def test_what_was_slower_than_one_that_the_score_refuses_is_not_lost(model, large, plugins):
+    def score(module):
+        with torch.no_grad():
+            return 1 - 10 * float((module(large) - model(large)).norm() / model(large).norm())
+
+    plugins(backends=[Hasty])
+    for known in (False, True):  # the second time, timings of the first take it out at once
+        fast = fxopt.optimize(model, (large,), backends=["hasty"], evaluate=score, max_drop=0.02)
+        region = fast.report.regions[0]
+        tried = {candidate.backend: candidate.reason for candidate in region.candidates}
+        assert "the score drops" in tried["coarse"], known
+        assert region.chosen.backend == "fine", known
+
+
 def test_a_winner_is_tuned(model, large, plugins):
     plugins(backends=[Tunable])
     fast = fxopt.optimize(model, (large,), backends=["tunable"])

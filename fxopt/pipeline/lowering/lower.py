@@ -68,24 +68,49 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     known = tuning.read()
     drop_slow(candidates, known)
     sizes = OtherSizes(job)
+    winner, before = _choose(versions[0], candidates, sizes, job)
+    while winner.assignment.native and _brought_back(candidates):
+        winner, before = _choose(versions[0], candidates, sizes, job)
+    tuning.write(known | timings(candidates))
+    return _outcome(winner, candidates, before, job)
+
+
+def _choose(
+    original: Version, candidates: list[Candidate], sizes: OtherSizes, job: LoweringJob
+) -> tuple[Candidate, Latency]:
+    """The fastest candidate that is right, or the program as it is; the latency of the original.
+
+    What is tried besides joins the candidates.
+    """
     try:
         candidates += _try_apart(candidates, job)
         finalists = _finalists(candidates, sizes, job)
-        plain = _plain(versions[0], candidates, job)
-        if plain not in candidates:
-            candidates.append(plain)
+        plain = _plain(original, candidates, job)
+        if plain not in finalists:
+            candidates += [] if plain in candidates else [plain]
             finalists.append(plain)
         before = _race_here(finalists, candidates, job)
     finally:
         if job.isolation is not None:
             job.isolation.forget([candidate.key for candidate in candidates])
-    tuning.write(known | timings(candidates))
     for candidate in candidates:
         if candidate.beaten:
             took = f"{candidate.record.milliseconds:.3g} ms"
             candidate.drop(f"clearly slower in its trial: {took}", slower=True)
-    winner = first_right([c for c in candidates if c.hopeful], plain, before, sizes, job)
-    return _outcome(winner, candidates, before, job)
+    hopeful = [candidate for candidate in candidates if candidate.hopeful]
+    return first_right(hopeful, plain, before, sizes, job), before
+
+
+def _brought_back(candidates: Sequence[Candidate]) -> bool:
+    """Gives those another chance that were only slower than one that has been refused since."""
+    refused = [c for c in candidates if c.record.reason and c.module is not None]
+    slower = [c for c in candidates if c.record.slower]
+    for candidate in refused:
+        candidate.module = None
+    for candidate in slower if refused else ():
+        candidate.note(reason="", slower=False)
+        candidate.beaten = False
+    return bool(refused and slower)
 
 
 def _try_apart(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
