@@ -24,6 +24,7 @@ from fxopt.errors import CaptureError, InputError
 from fxopt.frontend import (
     capture_program,
     check_model,
+    check_place,
     normalize_inputs,
     random_state_restored,
     structural_copy,
@@ -63,7 +64,7 @@ def optimize(
             missing, what the model itself offers is taken (``example_input_array``,
             ``dummy_inputs``, timm's ``pretrained_cfg``); without any, nothing can be captured, and
             the report says so.
-        target: ``"cpu"`` or ``"cuda"``.
+        target: ``"cpu"`` or ``"cuda"``; the model and its inputs have to be there.
         passes: A text such as ``"fold_bn,quantize{calibrator=histogram}"``, or pass instances;
             they are put in order by what they declare. By default every installed pass that is
             exact, so that outputs differ from the original's by rounding alone.
@@ -111,6 +112,7 @@ def optimize(
         progress=progress,
     )
     inputs = normalize_inputs(model, example_inputs)
+    check_place(model, inputs, request.target.device)
     with random_state_restored(seed):
         if request.training is not None:
             request.training.check()

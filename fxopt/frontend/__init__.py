@@ -2,7 +2,7 @@
 
 from fxopt.frontend.batches import batch_size, with_batch
 from fxopt.frontend.capture import capture_program
-from fxopt.frontend.inputs import check_model, normalize_inputs
+from fxopt.frontend.inputs import check_model, check_place, normalize_inputs
 from fxopt.frontend.parts import GuardedPart, PartialCapture, capture_parts
 from fxopt.frontend.structure import random_state_restored, structural_copy
 
@@ -13,6 +13,7 @@ __all__ = [
     "capture_parts",
     "capture_program",
     "check_model",
+    "check_place",
     "normalize_inputs",
     "random_state_restored",
     "structural_copy",

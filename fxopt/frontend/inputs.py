@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from fxopt.errors import InputError
 from fxopt.frontend.batches import with_batch
 
-__all__ = ["check_model", "normalize_inputs", "with_batch"]
+__all__ = ["check_model", "check_place", "normalize_inputs", "with_batch"]
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -37,6 +37,27 @@ def check_model(model: object) -> None:
         raise InputError(
             f"the model holds NaN or infinite values: {listed}",
             hint="load or train the weights first; a mask buffer may use a large finite number",
+        )
+
+
+def check_place(model: nn.Module, inputs: Any, device: torch.device) -> None:
+    """Refuses a model that lies elsewhere than where it is to run.
+
+    Args:
+        model: A module; one that is spread over several devices may have a part there.
+        inputs: Any tree of its inputs, which tell where a model without weights runs.
+        device: Where.
+
+    Raises:
+        InputError: No part of it is there.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    tensors = [*model.parameters(), *model.buffers()] or leaves
+    places = {tensor.device.type for tensor in tensors}
+    if places and device.type not in places:
+        raise InputError(
+            f"the model is on {', '.join(sorted(places))}, and it is to run on {device.type}",
+            hint=f"move it and its inputs there with .to({device.type!r}), or choose target=",
         )
 
 

@@ -1,12 +1,13 @@
 """Bad input gets an error of ours that says what to do, and the model is left alone."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 import fxopt
+from fxopt.cost import find_target
 from fxopt.errors import (
     BackendError,
     CalibrationError,
@@ -86,6 +87,13 @@ def test_misspelt_argument(model, x):
 def test_cuda_without_a_gpu(model, x, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="needs a GPU"):
+        fxopt.optimize(model, (x,), target="cuda")
+
+
+def test_a_model_that_lies_elsewhere(model, x, monkeypatch):
+    there = replace(find_target("cpu"), name="cuda", device=torch.device("cuda"))
+    monkeypatch.setattr("fxopt.api.request.find_target", lambda name: there)
+    with pytest.raises(InputError, match=r"the model is on cpu.*run on cuda.*\n.*\.to\('cuda'\)"):
         fxopt.optimize(model, (x,), target="cuda")
 
 
