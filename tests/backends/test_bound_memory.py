@@ -1,34 +1,15 @@
 """Runtimes that are pointed to torch's memory, and remember where they point."""
 
-import pytest
 import torch
 from torch import nn
 
-from fxopt.cost import find_target
 from fxopt.frontend import capture_program
-from fxopt_onnxruntime import ONNXRuntime
-from fxopt_openvino import OpenVINO
 from tests.building import image, small_cnn
 
-CPU = find_target("cpu")
+from .support import compile_for, with_each_runtime
 
 
-def runtime(backend, name):
-    missing = backend.unavailable()
-    skip = pytest.mark.skipif(missing is not None, reason=str(missing))
-    return pytest.param(backend, marks=skip, id=name)
-
-
-each_runtime = pytest.mark.parametrize(
-    "backend", [runtime(OpenVINO(), "openvino"), runtime(ONNXRuntime(), "onnxruntime")]
-)
-
-
-def compile_for(backend, program, *inputs):
-    return backend.lower(program, inputs, CPU).compile(inputs)
-
-
-@each_runtime
+@with_each_runtime
 def test_new_values_at_an_address_that_is_bound_already(backend):
     program, x = small_cnn(), image()
     code = compile_for(backend, program, x)
@@ -47,7 +28,7 @@ class Both(nn.Module):
         return x.relu(), x.mean((1, 2, 3))
 
 
-@each_runtime
+@with_each_runtime
 def test_small_and_large_outputs_are_right_and_not_overwritten(backend):
     x, other = torch.randn(2, 2, 3, 128, 128)
     program = capture_program(Both().eval(), (x[None],), {})
@@ -55,3 +36,27 @@ def test_small_and_large_outputs_are_right_and_not_overwritten(backend):
     first, second = code(x[None]), code(other[None])
     torch.testing.assert_close(first, program(x[None]))
     torch.testing.assert_close(second, program(other[None]))
+
+
+class Passed(nn.Module):
+    """Yields its input, and a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("fixed", torch.arange(3.0))
+
+    def forward(self, x):
+        return x, self.fixed, x + 1
+
+
+@with_each_runtime
+def test_what_is_written_into_outputs_changes_no_input_and_no_constant(backend):
+    x = torch.randint(0, 10, (2, 5))
+    before = x.clone()
+    program = capture_program(Passed().eval(), (x,), {})
+    code = compile_for(backend, program, x)
+    outputs, others = code(x), code(x.flip(1))
+    for output in (*outputs, *others):
+        output.zero_()
+    assert torch.equal(x, before)
+    torch.testing.assert_close(code(x), program(x))

@@ -1,34 +1,18 @@
 """The first-party backends that need nothing but torch: what they compute, and how."""
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
 from fxopt.backends import LoweredModule
-from fxopt.cost import find_target
 from fxopt.errors import BackendError
-from fxopt_eager import Eager
 from fxopt_inductor import Inductor
 from fxopt_inductor.kernels import is_frozen, read_kernels
 from tests.building import Builder, aten, image, small_cnn
 
-CPU = find_target("cpu")
-BACKENDS = [
-    Eager(),
-    pytest.param(
-        Inductor(),
-        marks=pytest.mark.skipif(Inductor().unavailable() is not None, reason="no toolchain"),
-    ),
-]
-each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=["eager", "inductor"])
-needs_inductor = pytest.mark.skipif(Inductor().unavailable() is not None, reason="no toolchain")
-
-
-def compile_for(backend, program, *inputs):
-    return backend.lower(program, inputs, CPU).compile(inputs)
+from .support import CPU, compile_for, needs_inductor, with_torch_alone
 
 
 @pytest.fixture(scope="module")
@@ -37,44 +21,7 @@ def compiled():
     return compile_for(Inductor(), small_cnn(), image())
 
 
-@each_backend
-def test_outputs_agree_for_any_strides_and_threads(backend):
-    program, x = small_cnn(), image()
-    code = compile_for(backend, program, x)
-    expected = program(x)
-    for same in (x, x.contiguous(memory_format=torch.channels_last), x.clone().requires_grad_()):
-        outputs = code(same)
-        assert isinstance(outputs, tuple)
-        assert not outputs[0].requires_grad
-        torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
-    strided = x.permute(0, 1, 3, 2)
-    torch.testing.assert_close(code(strided), program(strided), rtol=1e-4, atol=1e-5)
-    many = [torch.randn(2, 3, 8, 8) for _ in range(16)]
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda one: code(one), many))
-    for one, result in zip(many, results, strict=True):
-        torch.testing.assert_close(result, program(one), rtol=1e-4, atol=1e-5)
-
-
-@each_backend
-def test_results_are_no_inference_tensors(backend):
-    (output,) = compile_for(backend, small_cnn(), image())(image())
-    head = nn.Linear(20, 2)
-    head(output).sum().backward()  # an inference tensor could not be saved for this
-    assert head.weight.grad is not None
-
-
-@each_backend
-def test_several_outputs_one_of_them_an_input(backend):
-    b = Builder(fc=nn.Linear(4, 4))
-    x, y = b.input("x", 2, 4), b.input("y", 2, 4)
-    program = b.program(y, b.call("fc", x), b.call(aten.add.Tensor, x, y), y)
-    inputs = torch.randn(2, 4), torch.randn(2, 4)
-    outputs = compile_for(backend, program, *inputs)(*inputs)
-    torch.testing.assert_close(outputs, program(*inputs))
-
-
-@each_backend
+@with_torch_alone
 def test_double_precision(backend):
     b = Builder(fc=nn.Linear(4, 4).double())
     program = b.program(b.call("fc", b.input("x", 2, 4, dtype=torch.float64)))
