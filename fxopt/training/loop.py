@@ -19,6 +19,7 @@ from fxopt.ir import Program
 from fxopt.training import checkpoint
 from fxopt.training.data import Batch, count, walk
 from fxopt.training.optimizers import make_optimizer, make_schedule
+from fxopt.training.processes import Processes
 from fxopt.training.settings import Training
 
 _SHOWN_EVERY = 1.0  # seconds
@@ -103,6 +104,7 @@ class Loop:
         self._name, self._seed, self._path, self._key = name, seed, path, key
         self._deadline, self._progress, self._after_step = deadline, progress, after_step
         self._accelerator = Accelerator()
+        self._processes = Processes(self._accelerator)
         self._parameters = trainable(program.module)
         self._per_epoch = count(settings.data)
         self._position = _Position()
@@ -140,6 +142,7 @@ class Loop:
     def _end(self) -> None:
         if self._kept is not None:
             self._program.module.load_state_dict(self._kept)
+        self._processes.align(self._program.module)
         self._program.module.to(self._home)
         self._optimizer.zero_grad()
 
@@ -160,7 +163,7 @@ class Loop:
     def _epoch(self) -> bool:
         """Trains for the rest of an epoch; False where time is up before its end."""
         for batch in self._batches():
-            if self._deadline is not None and time.monotonic() > self._deadline:
+            if self._is_late():
                 self._save()
                 return False
             self._step(batch)
@@ -168,6 +171,10 @@ class Loop:
             if time.monotonic() - self._saved >= self._settings.checkpoint_seconds:
                 self._save()
         return True
+
+    def _is_late(self) -> bool:
+        deadline = self._deadline
+        return deadline is not None and self._processes.any(time.monotonic() > deadline)
 
     def _batches(self) -> Iterator[Batch]:
         """The batches of this epoch that are left.
@@ -186,9 +193,10 @@ class Loop:
 
     def _step(self, batch: Batch) -> None:
         loss = self._loss(batch)
-        if not torch.isfinite(loss):
+        shown = float(self._processes.mean(loss))
+        if not math.isfinite(shown):
             raise InputError(
-                f"training: the loss is {loss.item()} in epoch {self._position.epoch + 1}, "
+                f"training: the loss is {shown} in epoch {self._position.epoch + 1}, "
                 f"batch {self._position.step + 1}",
                 hint="lower learning_rate, or set clip=1.0",
             )
@@ -200,13 +208,13 @@ class Loop:
         self._schedule.step()
         self._after_step()
         self._position.step += 1
-        self._position.total += float(loss.detach())
+        self._position.total += shown
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         from accelerate.utils import send_to_device
 
         device = self._accelerator.device
-        args, kwargs, target = send_to_device(batch, device)
+        args, kwargs, target = send_to_device(self._processes.share(batch), device)
         flat = self._program.signature.flatten(args, kwargs)
         low = self._settings.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
@@ -226,12 +234,13 @@ class Loop:
         self._program.module.eval()
         labelled = self._settings.loss is not None
         with torch.no_grad():
-            losses = [float(self._loss(batch)) for batch in walk(data, labelled, self._seed)]
+            batches = walk(data, labelled, self._seed)
+            losses = [float(self._processes.mean(self._loss(batch))) for batch in batches]
         self._program.module.train()
         return sum(losses) / len(losses)
 
     def _show(self) -> None:
-        if time.monotonic() - self._shown < _SHOWN_EVERY:
+        if time.monotonic() - self._shown < _SHOWN_EVERY or not self._processes.is_first:
             return
         self._shown, position = time.monotonic(), self._position
         share = position.step / max(1, self._per_epoch)
@@ -242,7 +251,7 @@ class Loop:
 
     def _save(self) -> None:
         self._saved = time.monotonic()
-        if self._path is None or not self._accelerator.is_main_process:
+        if self._path is None or not self._processes.is_first:
             return
         state = {
             "fingerprint": self._fingerprint,

@@ -30,6 +30,9 @@ _LEARNING_RATES = {"sgd": 1e-2, "adam": 1e-4, "adamw": 1e-4}
 class Training:
     """Data, and how to train on them; for ``fxopt.optimize(training=)``.
 
+    Where ``accelerate launch`` or ``torchrun`` has started several processes, each of them takes
+    its share of every batch, on a device of its own; all end with the same weights.
+
     Attributes:
         data: Any iterable that can be walked anew for each epoch, such as a DataLoader. It yields
             pairs of inputs and target; inputs are a tensor, a tuple of positional or a dict of

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import fxopt
+from fxopt.pipeline.lowering.tuning import Timing, TuningFile
 from fxopt.plugin import (
     Backend,
     BackendError,
@@ -245,9 +246,10 @@ class Hasty(Coarse):
     """Computes nothing; it is far faster where it is less precise."""
 
     info = BackendInfo("hasty", ("cpu",))
+    seconds: float = 2e-4
 
     def variants(self, program, target, exact):
-        return [self] if exact else [self, Hasty(error=0.01)]
+        return [self] if exact else [self, Hasty(error=0.01, seconds=0)]
 
     def lower(self, program, inputs, target):
         expected = {}
@@ -255,24 +257,66 @@ class Hasty(Coarse):
         def call(*given):
             if len(given[0]) not in expected:
                 expected[len(given[0])] = program.module(*given)
-            time.sleep(0 if self.error else 2e-4)
+            time.sleep(self.seconds)
             return tuple(t * (1 + self.error) for t in expected[len(given[0])])
 
         return Compile(call)
 
 
-def test_what_was_slower_than_one_that_the_score_refuses_is_not_lost(model, large, plugins):
+@dataclass(frozen=True)
+class Slower(Hasty):
+    info = BackendInfo("slower", ("cpu",))
+    seconds: float = 5e-4
+
+    @property
+    def label(self):
+        return "slower"
+
+    def variants(self, program, target, exact):
+        return [self]
+
+
+def refusing_coarse(model, x):
+    """Accepts what is exact alone."""
+
     def score(module):
         with torch.no_grad():
-            return 1 - 10 * float((module(large) - model(large)).norm() / model(large).norm())
+            return 1 - 10 * float((module(x) - model(x)).norm() / model(x).norm())
 
+    return {"evaluate": score, "max_drop": 0.02}
+
+
+def test_what_was_slower_than_one_that_the_score_refuses_is_not_lost(model, large, plugins):
     plugins(backends=[Hasty])
+    limits = refusing_coarse(model, large)
     for known in (False, True):  # the second time, timings of the first take it out at once
-        fast = fxopt.optimize(model, (large,), backends=["hasty"], evaluate=score, max_drop=0.02)
+        fast = fxopt.optimize(model, (large,), backends=["hasty"], **limits)
         region = fast.report.regions[0]
         tried = {candidate.backend: candidate.reason for candidate in region.candidates}
         assert "the score drops" in tried["coarse"], known
         assert region.chosen.backend == "fine", known
+
+
+def test_what_was_faster_than_the_winner_comes_back_too(model, large, plugins, monkeypatch):
+    """Where something wins that is not plain torch, but was not timed before."""
+    plugins(backends=[Hasty, Slower])
+    arguments = {"backends": ["hasty", "slower"], **refusing_coarse(model, large)}
+    fxopt.optimize(model, (large,), **arguments)
+    read = TuningFile.read
+
+    def without_slower(file):
+        known = read(file)
+        assert {name.partition("/")[0] for name in known} >= {"fine", "slower"}
+        coarse = {"coarse/reduced": Timing(1e-3, True)}
+        return coarse | {name: took for name, took in known.items() if "slower" not in name}
+
+    monkeypatch.setattr(TuningFile, "read", without_slower)
+    lines = []
+    fast = fxopt.optimize(model, (large,), progress=lines.append, **arguments)
+    region = fast.report.regions[0]
+    assert region.chosen.backend == "fine"
+    lowered = [line.split()[-1] for line in lines if line.startswith("lowering")]
+    assert lowered.index("slower") < lowered.index("fine")  # it was out at first
 
 
 def test_a_winner_is_tuned(model, large, plugins):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.sizes import OtherSizes
 from fxopt.pipeline.lowering.tune import leaders, tunings
-from fxopt.pipeline.lowering.tuning import drop_slow, timings, tuning_file
+from fxopt.pipeline.lowering.tuning import Timing, drop_slow, timings, tuning_file
 from fxopt.pipeline.lowering.verify import first_right
 from fxopt.pipeline.lowering.version import Version
 from fxopt.report import RegionRecord
@@ -69,7 +69,7 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     drop_slow(candidates, known)
     sizes = OtherSizes(job)
     winner, before = _choose(versions[0], candidates, sizes, job)
-    while winner.assignment.native and _brought_back(candidates):
+    while _brought_back(candidates, winner, known):
         winner, before = _choose(versions[0], candidates, sizes, job)
     tuning.write(known | timings(candidates))
     return _outcome(winner, candidates, before, job)
@@ -101,10 +101,22 @@ def _choose(
     return first_right(hopeful, plain, before, sizes, job), before
 
 
-def _brought_back(candidates: Sequence[Candidate]) -> bool:
-    """Gives those another chance that were only slower than one that has been refused since."""
+def _brought_back(
+    candidates: Sequence[Candidate], winner: Candidate, known: Mapping[str, Timing]
+) -> bool:
+    """Gives those another chance that were only slower than one that has been refused since.
+
+    Beside plain torch that is all of them, beside another winner those that were faster than it.
+    """
+
+    def may_win(candidate: Candidate) -> bool:
+        took = candidate.record.milliseconds
+        if took is None and candidate.name in known:
+            took = known[candidate.name].milliseconds
+        return winner.assignment.native or (took is not None and took < winner.median)
+
     refused = [c for c in candidates if c.record.reason and c.module is not None]
-    slower = [c for c in candidates if c.record.slower]
+    slower = [c for c in candidates if c.record.slower and may_win(c)]
     for candidate in refused:
         candidate.module = None
     for candidate in slower if refused else ():

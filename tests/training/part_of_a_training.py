@@ -1,0 +1,74 @@
+"""Trains a small net, in one process or as one of several, and saves what comes out.
+
+Usage:
+    torchrun --standalone --nproc_per_node 2 part_of_a_training.py FOLDER CASE
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fxopt.frontend import capture_program
+from fxopt.training import Trainer, Training
+
+
+def shuffled(rows):
+    """Batches of 8, and what is left."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 6, generator=generator, dtype=torch.float64)
+    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=8, shuffle=True)
+
+
+def net(norm):
+    torch.manual_seed(0)
+    between = [nn.BatchNorm1d(16)] if norm else []
+    return nn.Sequential(nn.Linear(6, 16), *between, nn.Tanh(), nn.Linear(16, 2)).double().eval()
+
+
+CASES = {
+    "plain": {"epochs": 3, "optimizer": "sgd"},
+    "judged": {"epochs": 9, "learning_rate": 3.0, "schedule": "constant", "patience": 1},
+    "uneven": {"epochs": 1},
+    "norm": {"epochs": 2},
+    "checkpointed": {"epochs": 2, "checkpoint_seconds": 0},
+    "late": {"epochs": 2},
+}
+
+
+def main():
+    folder, case = Path(sys.argv[1]), sys.argv[2]
+    rank = os.environ.get("RANK", "alone")
+    data = shuffled(45 if case == "uneven" else 48)  # two processes cannot halve 5 rows
+    rows = []
+
+    def loss(outputs, target):
+        rows.append(len(target))
+        return nn.functional.cross_entropy(outputs, target)
+
+    validation = data if case == "judged" else None
+    settings = Training(data, loss, validation=validation, **CASES[case])
+    program = capture_program(net(case == "norm"), (torch.randn(4, 6).double(),), {}).clone()
+    lines = []
+    trained = Trainer(
+        settings,
+        folder=folder / "checkpoints" if case == "checkpointed" else None,
+        # one of them alone is late: the others have to stop with it
+        deadline=(0.0 if rank == "1" else 1e12) if case == "late" else None,
+        progress=lines.append,
+    ).train(program)
+    found = {
+        "weights": program.module.state_dict(),
+        "losses": trained.losses,
+        "stopped": trained.stopped,
+        "rows": rows,
+        "lines": lines,
+    }
+    torch.save(found, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
