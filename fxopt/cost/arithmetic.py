@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from fxopt.ir import Program
 from fxopt.ir.shapes import attribute
@@ -89,4 +88,7 @@ def _empty(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _number(size: int | torch.SymInt) -> int:
-    return optimization_hint(size, fallback=1)
+    """A size as it is in the examples; 1 where it depends on their values."""
+    if isinstance(size, torch.SymInt):  # newer torch has a function for this
+        return 1 if size.node.hint is None else int(size.node.hint)
+    return size

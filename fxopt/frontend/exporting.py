@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fxopt.errors import CaptureError
+from fxopt.frontend.recurrent_sizes import recurrent_layers_not_walked
 from fxopt.frontend.source import blame
 from fxopt.frontend.structure import fast_path_off, random_state_restored
 
@@ -53,7 +54,13 @@ def export_model(
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    with fast_path_off(), random_state_restored(), torch.enable_grad(), _quiet():
+    with (
+        fast_path_off(),
+        random_state_restored(),
+        recurrent_layers_not_walked(),
+        torch.enable_grad(),
+        _quiet(),
+    ):
         yield
 
 
