@@ -55,9 +55,11 @@ def check_place(model: nn.Module, inputs: Any, device: torch.device) -> None:
     tensors = [*model.parameters(), *model.buffers()] or leaves
     places = {tensor.device.type for tensor in tensors}
     if places and device.type not in places:
+        there = sorted(places)
         raise InputError(
-            f"the model is on {', '.join(sorted(places))}, and it is to run on {device.type}",
-            hint=f"move it and its inputs there with .to({device.type!r}), or choose target=",
+            f"the model is on {', '.join(there)}, and it is to run on {device.type}",
+            hint=f"move it and its inputs there with .to({device.type!r}), "
+            f"or optimize where it is with target={there[0]!r}",
         )
 
 

@@ -19,7 +19,7 @@ from fxopt.ir import Program
 from fxopt.training import checkpoint
 from fxopt.training.data import Batch, count, walk
 from fxopt.training.optimizers import make_optimizer, make_schedule
-from fxopt.training.processes import Processes
+from fxopt.training.processes import Processes, connect
 from fxopt.training.settings import Training
 
 _SHOWN_EVERY = 1.0  # seconds
@@ -98,12 +98,10 @@ class Loop:
         after_step: Callable[[], None],
         key: str,
     ) -> None:
-        from accelerate import Accelerator
-
         self._program, self._settings, self._objective = program, settings, objective
         self._name, self._seed, self._path, self._key = name, seed, path, key
         self._deadline, self._progress, self._after_step = deadline, progress, after_step
-        self._accelerator = Accelerator()
+        self._accelerator = connect()
         self._processes = Processes(self._accelerator)
         self._parameters = trainable(program.module)
         self._per_epoch = count(settings.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,6 +72,23 @@ class Processes:
             from accelerate.utils import broadcast
 
             broadcast([tensor.detach() for tensor in module.state_dict().values()])
+
+
+def connect() -> Accelerator:
+    """An accelerator that knows all processes.
+
+    What it starts to connect them is ended before the interpreter is: a thread of gloo that lets
+    go of a tensor later aborts a process whose work is done (pytorch/pytorch#190489). What the
+    user has started is left to them.
+    """
+    from accelerate import Accelerator
+    from torch import distributed
+
+    theirs = distributed.is_available() and distributed.is_initialized()
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1 and not theirs:
+        atexit.register(accelerator.state.destroy_process_group)
+    return accelerator
 
 
 def _has_rows(leaf: Any) -> bool:

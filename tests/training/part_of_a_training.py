@@ -4,12 +4,13 @@ Usage:
     torchrun --standalone --nproc_per_node 2 part_of_a_training.py FOLDER CASE
 """
 
+import atexit
 import os
 import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fxopt.frontend import capture_program
@@ -36,12 +37,21 @@ CASES = {
     "norm": {"epochs": 2},
     "checkpointed": {"epochs": 2, "checkpoint_seconds": 0},
     "late": {"epochs": 2},
+    "connected": {"epochs": 1},
 }
+
+
+def note_connection(path):
+    """Says whether the processes are still connected when nothing else is left to do."""
+    path.write_text(str(distributed.is_initialized()))
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def main():
     folder, case = Path(sys.argv[1]), sys.argv[2]
     rank = os.environ.get("RANK", "alone")
+    atexit.register(note_connection, folder / f"{rank}.connected")  # runs after later ones
     data = shuffled(45 if case == "uneven" else 48)  # two processes cannot halve 5 rows
     rows = []
 
@@ -50,6 +60,8 @@ def main():
         return nn.functional.cross_entropy(outputs, target)
 
     validation = data if case == "judged" else None
+    if case == "connected":
+        distributed.init_process_group("gloo")
     settings = Training(data, loss, validation=validation, **CASES[case])
     program = capture_program(net(case == "norm"), (torch.randn(4, 6).double(),), {}).clone()
     lines = []

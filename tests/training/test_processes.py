@@ -73,6 +73,12 @@ def test_both_go_on_from_the_checkpoint_of_the_first(tmp_path):
         assert torch.equal(tensor, again["weights"][name])
 
 
+@pytest.mark.parametrize(("case", "left"), [("uneven", "False"), ("connected", "True")])
+def test_what_connects_them_is_ended_by_who_started_it(case, left, tmp_path):
+    in_two(tmp_path, case)
+    assert [(tmp_path / f"{rank}.connected").read_text() for rank in (0, 1)] == [left, left]
+
+
 class Third:
     """What accelerate says in the last of three processes."""
 
