@@ -49,6 +49,12 @@ def x():
 
 
 @pytest.fixture
+def large():
+    """An input that takes the model far longer than what a busy machine adds to a tuned backend."""
+    return torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
 def plugins(monkeypatch):
     """Call it with classes of passes and backends, and facts: they are installed for the test."""
 
