@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxopt_quantize.channels import channel_axis
 from fxopt_quantize.means import RunningMean
-from fxopt_quantize.modules import QuantLayer, QuantLinear
+from fxopt_quantize.modules import QuantLayer
 
 
 class BiasErrors:
@@ -37,8 +38,8 @@ class BiasErrors:
             return
         layer = self._layers[node]
         error = layer(self._roundings[node](inputs[0])) - value
-        channel = -1 if isinstance(layer, QuantLinear) else 1
-        channels = error.movedim(channel, 0).flatten(1)
+        channels = error.movedim(channel_axis(layer.weight_values, error), 0)
+        channels = channels.reshape(len(channels), -1)
         self._means[layer].update(channels.mean(1), channels.shape[1])
 
     def correct(self) -> None:

@@ -1,4 +1,4 @@
-"""Ranges and factors per channel of a layer's weights."""
+"""Where a layer's channels are, and ranges and factors per channel of its weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from torch import nn
 
 Layer = Any
 """A linear layer, convolution, or transposed convolution without groups."""
+
+
+def channel_axis(weight: torch.Tensor, value: torch.Tensor) -> int:
+    """Which dimension of a layer's input or output are its channels.
+
+    They are the last one of a linear layer, and lie in front of the space of a convolution, be
+    there a batch or not.
+
+    Args:
+        weight: The layer's.
+        value: What the layer takes or yields.
+    """
+    return value.dim() - (weight.dim() - 1)
 
 
 def output_ranges(layer: Layer) -> torch.Tensor:

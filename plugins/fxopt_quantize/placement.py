@@ -16,7 +16,8 @@ The rules:
    them and the layer (a rotation, say) keeps it in float. Values meet probabilities, which stay in
    float, so rounding them gains nothing; but where one layer yields all three, one rounding of its
    result serves them all. A mask is never rounded.
-8. The input of a depthwise convolution, where nothing else uses it, may have a scale per channel.
+8. The input of a depthwise convolution, where nothing else uses it, may have a scale per channel,
+   unless it is without a batch.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.plugin import Program
+from fxopt_quantize.channels import channel_axis
 from fxopt_quantize.rules import Role, holds_floats, operands, role_of
 
 
@@ -103,7 +105,7 @@ class _Sweep:
                     group=groups.number(node),
                     linear=linear,
                     symmetric=not linear,
-                    per_channel=all(is_depthwise(self._program, taker) for taker in takers),
+                    per_channel=all(self._separates(taker, node) for taker in takers),
                 )
 
     def _visit(self, node: fx.Node) -> None:
@@ -162,6 +164,13 @@ class _Sweep:
         users = list(node.users)
         activated = len(users) == 1 and self._roles[users[0]] is Role.ACTIVATE
         return activated and self._result_wanted(users[0])
+
+    def _separates(self, taker: fx.Node, value: fx.Node) -> bool:
+        """Whether a depthwise convolution takes a value that has its channels in dimension 1."""
+        if not is_depthwise(self._program, taker):
+            return False
+        weight = self._program.leaf(taker).get_parameter("weight")
+        return channel_axis(weight, value.meta["val"]) == 1
 
     def _is_linear(self, taker: fx.Node) -> bool:
         """Whether the int8 operations behind ``taker`` are linear layers, and nothing else."""

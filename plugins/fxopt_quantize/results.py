@@ -6,6 +6,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.plugin import Program
+from fxopt_quantize.channels import channel_axis
 from fxopt_quantize.histogram import ChannelRange, NotFiniteError
 from fxopt_quantize.placement import Placement
 from fxopt_quantize.rules import Role, role_of
@@ -33,14 +34,19 @@ class ResultRange:
 
 
 def results_of(program: Program, placement: Placement) -> dict[fx.Node, ResultRange]:
-    """For each convolution in int8 whose result nothing rounds; one for all calls of a layer."""
+    """For each convolution in int8 whose result nothing rounds; one for all calls of a layer.
+
+    Those without a batch are left out: the range is read as that of dimension 1.
+    """
     rounded = {site.value for site in placement.sites}
     by_layer: dict[nn.Module, ResultRange] = {}
     found = {}
     for node in placement.layers:
         layer = program.leaf(node)
-        kind = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        if kind and not {node, _activated(program, node)} & rounded:
+        if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            continue
+        batched = channel_axis(layer.weight, node.meta["val"]) == 1
+        if batched and not {node, _activated(program, node)} & rounded:
             found[node] = by_layer.setdefault(layer, ResultRange())
     return found
 

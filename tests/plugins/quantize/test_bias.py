@@ -11,7 +11,8 @@ from tests.plugins.quantize.support import modules, quantized, relative
 
 
 def channel_means(y, channel):
-    return y.detach().double().movedim(channel, 0).flatten(1).mean(1)
+    channels = y.detach().double().movedim(channel, 0)
+    return channels.reshape(len(channels), -1).mean(1)
 
 
 LAYERS = {
@@ -38,6 +39,27 @@ def test_bias_correction_keeps_the_mean_of_every_channel(name):
     assert left < 1e-6
     assert shift > 100 * left
     assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 8, 3), (4, 9, 8)),
+        (nn.Conv2d(1, 8, 3, padding=1), (1, 8, 8)),  # as many rows as channels
+        (nn.ConvTranspose1d(4, 6, 3), (4, 9)),
+        (nn.Linear(16, 6), (16,)),
+    ],
+    ids=["conv", "square", "transposed", "linear"],
+)
+def test_the_mean_is_kept_without_a_batch(layer, shape):
+    torch.manual_seed(0)
+    x, channel = torch.rand(shape) ** 3 + 0.2, -1 if len(shape) == 1 else 0
+    plain, _ = quantized(layer, (x,), bias_correction=False)
+    program, _ = quantized(layer, (x,))
+    wanted = channel_means(layer(x), channel)
+    shift = (channel_means(plain(x)[0], channel) - wanted).abs().max()
+    left = (channel_means(program(x)[0], channel) - wanted).abs().max()
+    assert shift > 100 * left
 
 
 def test_bias_correction_where_rounding_comes_before_the_pooling_and_layers_are_shared():

@@ -58,6 +58,14 @@ def test_scales_per_channel_for_depthwise_layers_on_request():
     assert not any(isinstance(leaf, FakeQuantizePerChannel) for leaf in others.values())
 
 
+def test_scales_per_channel_need_a_batch():
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(8, 8, 3, groups=8), torch.randn(8, 9, 9)
+    program, _ = quantized(model, (x,), depthwise="channel")
+    (leaf,) = roundings(program).values()
+    assert not isinstance(leaf, FakeQuantizePerChannel)
+
+
 def test_sums_between_layer_norms_stay_in_float():
     class Block(nn.Module):
         def __init__(self):

@@ -37,6 +37,10 @@ def test_what_is_rounded_anyway_has_none(between):
     assert [each is None for each in found] == [True, False]
 
 
+def test_what_has_no_batch_has_none():
+    assert bounds(nn.Conv1d(8, 6, 3), nn.Softplus(), x=X[0]) == [None]
+
+
 def test_weights_that_are_trained_have_none():
     model = nn.Sequential(nn.Conv1d(8, 6, 3), nn.Softplus()).eval()
     calibration = Calibration([(X,)], capture_program(model, (X,), {}).signature)
