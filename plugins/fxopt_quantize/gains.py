@@ -18,23 +18,37 @@ from fxopt_quantize.sensitivity import PRODUCTS_A_VALUE
 
 
 def worthless(program: Program, layers: Sequence[fx.Node], least: float) -> dict[fx.Node, str]:
-    """Layers that take floats and save less than a share of the time, with that as the reason.
+    """Layers that take floats and together save less than a share of the time.
+
+    The smallest go first; those of one size all stay in float, or none.
 
     Args:
         program: In float.
         layers: All that could compute in int8.
         least: The share.
+
+    Returns:
+        The layers, with the reason.
     """
     costs: Counter[str] = Counter()
     for node in layers:
         costs[str(node.target)] += _cost(program, node)
-    bound = least * costs.total()
+    takers = [node for node in layers if _takes_floats(program, node)]
+    names = {str(node.target) for node in takers}
+    largest = _largest([costs[name] for name in names], least * costs.total())
     reason = f"saves less than {least:.2g} of the time"
-    return {
-        node: reason
-        for node in layers
-        if costs[str(node.target)] < bound and _takes_floats(program, node)
-    }
+    return {node: reason for node in takers if costs[str(node.target)] <= largest}
+
+
+def _largest(costs: Sequence[int], bound: float) -> int:
+    """The largest cost such that all up to it sum up to less than a bound; 0 if there is none."""
+    total = largest = 0
+    for cost, count in sorted(Counter(costs).items()):
+        total += cost * count
+        if total >= bound:
+            break
+        largest = cost
+    return largest
 
 
 def _cost(program: Program, node: fx.Node) -> int:

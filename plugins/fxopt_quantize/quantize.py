@@ -106,9 +106,9 @@ class Quantize(Pass):
             kept: by ``gradient``, an estimate from a few backward passes, or ``measured``, by
             running what comes after each layer, in about half as many runs as there are layers.
             Layers are rounded as they would be, but by ``gptq`` instead of ``adaround``.
-        least_saving: Linear layers that take floats, as behind a layer norm, and account for less
-            than this share of the time of all layers stay in float: they would cost quality and
-            save nothing.
+        least_saving: The smallest linear layers that take floats, as behind a layer norm, stay in
+            float as long as all of them together account for less than this share of the time of
+            all layers: they would cost quality and save nothing.
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
     """
 

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from fxopt.errors import SettingError
+from fxopt.frontend import capture_program
 from fxopt.passes import parse_passes
 from fxopt_quantize import QuantConv, Quantize, QuantLinear
+from fxopt_quantize.gains import worthless
 from tests.plugins.quantize.support import modules, quantized, relative
 
 KNOWN = {"quantize": Quantize}
@@ -62,6 +64,43 @@ def test_a_small_classifier_behind_a_layer_norm_stays_in_float():
 def test_other_layers_are_quantized_however_small(model, x):
     _, _, refused = layers_of(model.eval(), x)
     assert not refused
+
+
+def floats(model, x, least):
+    """The linear layers that stay in float."""
+    program = capture_program(model.eval(), (x,), {})
+    found = worthless(program, list(program.find(nn.Linear)), least)
+    return [str(node.target) for node in found]
+
+
+def test_many_small_layers_are_judged_by_their_sum():
+    layers = [m for _ in range(250) for m in (nn.LayerNorm(4), nn.Linear(4, 4))]
+    assert floats(nn.Sequential(*layers), torch.randn(2, 4), least=0.005) == []  # 0.4 % each
+
+
+def test_the_smallest_stay_in_float_as_far_as_their_sum_allows():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(48, 48), nn.GELU(), nn.Linear(48, 48))
+            self.heads = nn.ModuleList(
+                nn.Sequential(nn.LayerNorm(48), nn.Linear(48, width)) for width in (4, 2, 3, 2)
+            )
+
+        def forward(self, x):
+            x = self.block(x)[:, 0]
+            return tuple(head(x) for head in self.heads)
+
+    model = Heads()
+    shares = [sum(4 * 48 * w + 7 * (4 * 48 + 48 * w + 4 * w) for w in widths)
+              for widths in ([2, 2], [2, 2, 3], [2, 2, 3, 4])]  # fmt: skip
+    block = 2 * (4 * 32 * 48 * 48 + 7 * (2 * 4 * 32 * 48 + 48 * 48))
+    two, three, four = (share / (block + shares[-1]) for share in shares)
+    heads = [f"heads.{index}.1" for index in range(4)]
+    assert floats(model, TOKENS, least=two * 0.99) == []  # those of one size stand together
+    assert floats(model, TOKENS, least=two * 1.01) == [heads[1], heads[3]]
+    assert floats(model, TOKENS, least=three * 1.01) == heads[1:]
+    assert floats(model, TOKENS, least=four * 1.01) == heads
 
 
 def test_the_share_is_checked_and_can_be_written():
