@@ -67,6 +67,7 @@ def _learning(
         key = id(layer.weight_values)
         if key not in shared:
             shared[key] = LearnedWeight(weights[layer], layer.weight_scale, limit)
+            shared[key].begin_at(layer.weight_values)  # GPTQ or AdaRound may have chosen them
         layer.learned = shared[key]
         _train_bias(layer, True)
     like = next(iter(shared.values())).step

@@ -49,6 +49,16 @@ class LearnedWeight(nn.Module):
         self.step = nn.Parameter(step.detach().clone())
         self.limit = limit
 
+    @torch.no_grad()
+    def begin_at(self, values: torch.Tensor) -> None:
+        """Moves the weights that are rounded to other integers than these onto them.
+
+        Args:
+            values: Integers within the limit, in the shape of the weights.
+        """
+        chosen = values * self.step
+        self.master.copy_(torch.where(self.integers() == values, self.master, chosen))
+
     def forward(self) -> torch.Tensor:
         channels = self.step.numel()
         return learned_rounding(self.master, self.step, 0, -self.limit, self.limit, channels)

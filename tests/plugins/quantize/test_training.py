@@ -15,7 +15,7 @@ from fxopt.training import Trainer, Training
 from fxopt_quantize import FakeQuantize, Quantize
 from fxopt_quantize.lsq import LearnedWeight, learned_rounding
 from fxopt_quantize.modules import QuantLayer
-from tests.plugins.quantize.support import modules, relative
+from tests.plugins.quantize.support import modules, plain_name, relative
 
 
 @pytest.mark.parametrize("zero_point", [0, 128, 37])
@@ -112,12 +112,16 @@ def loss(program):
         return float(F.cross_entropy(program(x)[0], labels))
 
 
-def quantized(trained, data=None):
+def quantized(trained, data=None, **fields):
     program = trained.clone()
-    learning = "off" if data is None else "lsq"
-    result = Quantize(weight_bits=2, training=learning).run(program, context(program, data))
+    fields = {"weight_bits": 2, "training": "off" if data is None else "lsq", **fields}
+    result = Quantize(**fields).run(program, context(program, data))
     program.verify()
     return program, result
+
+
+def layers(program):
+    return {plain_name(node): program.leaf(node) for node in program.find(QuantLayer)}
 
 
 def test_training_brings_back_what_few_bits_cost(trained):
@@ -162,6 +166,32 @@ def test_what_was_trained_is_what_comes_out(monkeypatch):
     assert all(leaf.step is None for leaf in modules(program, FakeQuantize))
     assert not any(parameter.requires_grad for leaf in modules(program, QuantLayer)
                    for parameter in leaf.parameters())  # fmt: skip
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq", "adaround"])
+def test_training_begins_at_the_integers_that_were_chosen(trained, rounding):
+    settings = {"rounding": rounding, "weight_bits": 4}
+    static, _ = quantized(trained, **settings)
+    still, _ = quantized(trained, Training(batches(), epochs=1, learning_rate=0.0), **settings)
+    expected, found = layers(static), layers(still)
+    for name, layer in expected.items():
+        assert torch.equal(found[name].weight_values, layer.weight_values), name
+        assert torch.equal(found[name].weight_scale, layer.weight_scale), name
+        assert torch.equal(found[name].bias, layer.bias), name
+    x, _ = blobs()
+    with torch.no_grad():
+        assert relative(still(x)[0], static(x)[0]) < 1e-6
+
+
+def test_chosen_integers_move_no_other_weight():
+    torch.manual_seed(0)
+    weight, step = torch.randn(5, 7), torch.full((5, 1), 0.2)
+    learned = LearnedWeight(weight, step, 7)
+    chosen = learned.integers()
+    chosen[2, 3] += 3
+    learned.begin_at(chosen)
+    assert torch.equal(learned.integers(), chosen)
+    assert (learned.master != weight).nonzero().tolist() == [[2, 3]]
 
 
 def test_integers_and_what_is_tied_are_kept(trained):
