@@ -82,6 +82,7 @@ class Loop:
         progress: Takes a line to show.
         after_step: Called after each step.
         key: What tells ``objective`` and ``after_step`` from others.
+        evaluating: Modules that stay in evaluation mode.
     """
 
     def __init__(
@@ -97,10 +98,12 @@ class Loop:
         progress: Callable[[str], None],
         after_step: Callable[[], None],
         key: str,
+        evaluating: Sequence[nn.Module],
     ) -> None:
         self._program, self._settings, self._objective = program, settings, objective
         self._name, self._seed, self._path, self._key = name, seed, path, key
         self._deadline, self._progress, self._after_step = deadline, progress, after_step
+        self._evaluating = evaluating
         self._accelerator = connect()
         self._processes = Processes(self._accelerator)
         self._parameters = trainable(program.module)
@@ -234,7 +237,7 @@ class Loop:
         with torch.no_grad():
             batches = walk(data, labelled, self._seed)
             losses = [float(self._processes.mean(self._loss(batch))) for batch in batches]
-        self._program.module.train()
+        self._train_mode()
         return sum(losses) / len(losses)
 
     def _show(self) -> None:
@@ -285,12 +288,17 @@ class Loop:
         text = f"{self._program.fingerprint()} {settings}"
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def _train_mode(self) -> None:
+        self._program.module.train()
+        for module in self._evaluating:
+            module.eval()
+
     @contextmanager
     def _training_mode(self) -> Iterator[None]:
         module = self._program.module
         modes = {child: child.training for child in module.modules()}
         asked = {parameter: parameter.requires_grad for parameter in module.parameters()}
-        module.train()
+        self._train_mode()
         for parameter in self._parameters:
             parameter.requires_grad_(True)
         try:

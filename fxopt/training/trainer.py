@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fxopt.errors import InputError
 from fxopt.ir import Program
@@ -72,6 +73,7 @@ class Trainer:
         objective: Objective | None = None,
         after_step: Callable[[], None] | None = None,
         key: str = "",
+        evaluating: Sequence[nn.Module] = (),
     ) -> Trained:
         """Trains the parameters of a program in place.
 
@@ -86,6 +88,8 @@ class Trainer:
             after_step: Called after each step, for what must hold of the weights.
             key: What ``objective`` and ``after_step`` do, such as the settings of a pass and the
                 fingerprint of a teacher. A checkpoint is gone on from only where it was the same.
+            evaluating: Modules of the program that stay in evaluation mode, such as batch norms
+                that are to keep their statistics; their parameters are trained all the same.
 
         Raises:
             InputError: The data cannot be used, or there is neither a loss nor an objective.
@@ -102,6 +106,7 @@ class Trainer:
             progress=self.progress,
             after_step=after_step or (lambda: None),
             key=key,
+            evaluating=evaluating,
         )
         return loop.run()
 

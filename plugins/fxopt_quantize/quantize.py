@@ -101,7 +101,8 @@ class Quantize(Pass):
         training: Whether weights, biases and scales are then trained as the integers that they
             become: quantization-aware training by learned step sizes (``lsq``, Esser et al.
             2020), on the data of ``fxopt.optimize(training=)``. Where those have no labels, the
-            program learns to give the outputs that it gave in float.
+            program learns to give the outputs that it gave in float. Statistics of batch norms
+            stay, and so does what asks for no gradients, unless nothing does.
         sensitivity: How it is found out which layers cost the most quality, where a limit is not
             kept: by ``gradient``, an estimate from a few backward passes, or ``measured``, by
             running what comes after each layer, in about half as many runs as there are layers.
@@ -169,14 +170,14 @@ class Quantize(Pass):
         self._check_training(context)
         original = program.clone() if self.training != "off" else program
         ready = self._prepare(program, context)
-        weights = {m: program.leaf(n).get_parameter("weight") for n, m in ready.layers.items()}
+        floats = {layer: program.leaf(node) for node, layer in ready.layers.items()}
         with program.edit() as edit:
             for node, reason in ready.refused.items():
                 edit.refuse(node, reason)
             round_activations(edit, program, ready.placement, ready.roundings)
             for node, layer in ready.layers.items():
                 edit.replace(node, layer, *node.args, **node.kwargs)
-        trained = self._train(program, context, ready, weights, original)
+        trained = self._train(program, context, ready, floats, original)
         count, kind = len(ready.layers), self.calibrator
         weights_are = self._weights(context.target)
         return edit.result(
@@ -335,7 +336,7 @@ class Quantize(Pass):
         program: Program,
         context: Context,
         ready: Ready,
-        weights: Mapping[QuantLayer, torch.Tensor],
+        floats: Mapping[QuantLayer, nn.Module],
         original: Program,
     ) -> str:
         """Trains the quantized program if that is asked for; a text for the report."""
@@ -344,8 +345,7 @@ class Quantize(Pass):
         trained = learn(
             program,
             context.training,
-            layers=list(weights),
-            weights=weights,
+            floats=floats,
             roundings=ready.groups(),
             limit=int(self._number(context.target).highest),
             original=original,

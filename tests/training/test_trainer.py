@@ -223,6 +223,17 @@ def test_data_without_labels_need_an_objective():
     assert trained.epochs == 1
 
 
+def test_modules_may_stay_in_evaluation_mode():
+    program = program_of()
+    norm = program.module.get_submodule("norm")
+    before = weights(program)
+    settings = Training(shuffled(), epochs=2, validation=shuffled())
+    Trainer(settings).train(program, evaluating=[norm])
+    after = weights(program)
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert kept == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+
+
 def test_a_step_may_be_followed_by_a_constraint():
     program = program_of()
     weight = program.module.get_parameter("first.weight")

@@ -194,6 +194,62 @@ def test_chosen_integers_move_no_other_weight():
     assert (learned.master != weight).nonzero().tolist() == [[2, 3]]
 
 
+class PreActivated(nn.Module):
+    """Norms in front of convolutions, which cannot be folded, and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+        self.drop, self.head = nn.Dropout(0.1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.conv(self.norm(x).relu())
+        return self.head(self.drop(x.amax((2, 3))))
+
+
+def test_norms_that_are_not_folded_keep_their_statistics():
+    torch.manual_seed(0)
+    model = PreActivated()
+    model(blobs()[0])  # in training mode: statistics that are not the first ones
+    float_program = capture_program(model.eval(), (blobs(8)[0],), {})
+    data = batches()
+    training = Training(data, epochs=2, learning_rate=1e-3, validation=data[:2])
+    program, _ = quantized(float_program, training)
+    (before,), (after,) = (modules(each, nn.BatchNorm2d) for each in (float_program, program))
+    assert torch.equal(after.running_mean, before.running_mean)
+    assert torch.equal(after.running_var, before.running_var)
+    assert not torch.equal(after.weight, before.weight)
+
+
+def test_what_the_user_froze_stays(trained):
+    program = trained.clone()
+    frozen = next(program.leaf(n) for n in program.nodes if str(n.target) == "stem")
+    frozen.requires_grad_(False)
+    frozen_bias = next(program.leaf(n) for n in program.nodes if str(n.target) == "head")
+    frozen_bias.bias.requires_grad_(False)
+    static, learned = (
+        layers(quantized(program, data)[0])
+        for data in (None, Training(batches(), epochs=2, learning_rate=1e-2))
+    )
+    for name, layer in static.items():
+        kept = name == "stem"
+        assert torch.equal(learned[name].weight_values, layer.weight_values) == kept, name
+        assert torch.equal(learned[name].weight_scale, layer.weight_scale) == kept, name
+        assert torch.equal(learned[name].bias, layer.bias) == (kept or name == "head"), name
+
+
+def test_a_model_that_is_frozen_as_a_whole_is_trained_as_a_whole(trained):
+    program = trained.clone()
+    program.module.requires_grad_(False)
+    training = Training(batches(), epochs=1, learning_rate=1e-2)
+    static, learned = layers(quantized(program)[0]), layers(quantized(program, training)[0])
+    for name, layer in static.items():
+        assert not torch.equal(learned[name].weight_scale, layer.weight_scale), name
+        assert not torch.equal(learned[name].bias, layer.bias), name
+
+
 def test_integers_and_what_is_tied_are_kept(trained):
     training = Training(batches(), epochs=1, learning_rate=1e-2)
     program, _ = quantized(trained, training)
