@@ -342,6 +342,8 @@ class Quantize(Pass):
         """Trains the quantized program if that is asked for; a text for the report."""
         if self.training == "off" or context.training is None:
             return ""
+        if not floats:
+            return ", not trained: no layer is left to quantize"
         trained = learn(
             program,
             context.training,

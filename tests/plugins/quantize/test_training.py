@@ -250,6 +250,13 @@ def test_a_model_that_is_frozen_as_a_whole_is_trained_as_a_whole(trained):
         assert not torch.equal(learned[name].bias, layer.bias), name
 
 
+def test_where_no_layer_is_left_it_says_that_nothing_is_trained(trained):
+    program, result = quantized(trained, Training(batches(), epochs=1), skip=("*",))
+    assert "not trained: no layer is left to quantize" in result.summary
+    x, _ = blobs()
+    assert torch.equal(program(x)[0], trained(x)[0])
+
+
 def test_integers_and_what_is_tied_are_kept(trained):
     training = Training(batches(), epochs=1, learning_rate=1e-2)
     program, _ = quantized(trained, training)
