@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fxopt.plugin import Context, Edit, Exact, Pass, PassInfo, PassResult, Program
-from fxopt_cleanup import attention, constants, dead, maxima, merge, noops
+from fxopt_cleanup import attention, constants, dead, maxima, merge, noops, written
 
 Step = Callable[[Program, Edit], Counter[str]]
 
@@ -18,6 +18,9 @@ class Cleanup(Pass):
 
     A costly activation of which only the largest value over many positions is kept moves behind
     the maximum: `gelu(x).amax(2)` becomes that of the largest and the smallest x.
+
+    Attention that is written out, scaled products, mask, softmax and sums of values, becomes the
+    operator for it where that means the same.
 
     Dropout and its kin are no-ops in inference, so that they go too: a program that is to be
     trained as the user's model is must not be cleaned up.
@@ -62,6 +65,7 @@ class Cleanup(Pass):
             noops.remove_noops,
             maxima.activate_maxima,
             folding.fold,
+            written.use_operator,
             merge.merge_common,
         )
 

@@ -80,6 +80,12 @@ def layout_is_free(program: Program, node: fx.Node, source: fx.Node) -> bool:
     return not after.returned or (not asked_for and _same_strides(source, node))
 
 
+def is_seen(program: Program, node: fx.Node) -> bool:
+    """Whether what comes after ``node``, or who gets the results, can tell its layout."""
+    after = _after(program, node)
+    return after.strict or after.returned or bool(after.views)
+
+
 def undone_reshape(program: Program, node: fx.Node) -> fx.Node | None:
     """The nearest node before a chain of reshapes that has the shape of ``node``."""
     chain, source = [node], operand(node)

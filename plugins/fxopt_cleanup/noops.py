@@ -135,12 +135,20 @@ def _order(node: fx.Node) -> tuple[int, ...] | None:
         return tuple(dims[dim] for dim in argument(node, "dims"))
     if node.target is aten.t.default:
         return tuple(reversed(dims))
-    first, second = argument(node, "dim0"), argument(node, "dim1")
+    first, second = (
+        argument(node, name) if isinstance(name, str) else name for name in _SWAPS[node.target]
+    )
     dims[first], dims[second] = dims[second], dims[first]
     return tuple(dims)
 
 
-_PERMUTATIONS = (aten.permute.default, aten.transpose.int, aten.t.default)
+# Which dimensions change places, or the arguments that say so.
+_SWAPS: dict[Any, tuple[Any, Any]] = {
+    aten.transpose.int: ("dim0", "dim1"),
+    aten.swapaxes.default: ("axis0", "axis1"),
+    aten.mT.default: (-2, -1),
+}
+_PERMUTATIONS = (aten.permute.default, aten.t.default, *_SWAPS)
 _CASTS = (
     aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.type_as.default,
 )  # fmt: skip

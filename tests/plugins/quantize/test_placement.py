@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from fxopt_quantize import FakeQuantize, FakeQuantizePerChannel
+from fxopt.frontend import capture_program
+from fxopt.passes import Calibration, Context
+from fxopt_cleanup import Cleanup
+from fxopt_quantize import FakeQuantize, FakeQuantizePerChannel, Quantize
 from tests.plugins.quantize.support import (
+    CPU,
     SqueezeExcite,
     plain_name,
     quantized,
@@ -157,6 +161,21 @@ def test_values_are_not_rounded_where_they_come_from_a_layer_of_their_own():
 
     program, _ = quantized(Apart(), (torch.randn(3, 5, 8), torch.zeros(3, 1, 5, 5)))
     assert set(roundings(program)) == {"x", "query", "key", "scaled_dot_product_attention"}
+
+
+def test_attention_written_out_is_rounded_as_the_operator_is_once_cleaned_up():
+    class Written(Attention):
+        def forward(self, x):
+            q, k, v = self.qkv(x).reshape(x.shape[0], 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind()
+            y = (q * 0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    x = torch.randn(3, 5, 8)
+    program = capture_program(Written().eval(), (x,), {}).clone()
+    context = Context(CPU, calibration=Calibration([(x,)], program.signature))
+    Cleanup().run(program, context)
+    Quantize().run(program, context)
+    assert set(roundings(program)) == {"x", "qkv", "scaled_dot_product_attention_default"}
 
 
 def test_attention_stays_in_float_where_its_inputs_are_computed_in_float():
