@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import fx, nn
 from fxopt.plugin import Context, Program
 from fxopt_quantize.calibrate import eval_mode
 from fxopt_quantize.sensitivity import Counterpart, Sensitivity, few_samples, ranked, saving
+
+Gain = Callable[[Any, torch.Tensor, torch.Tensor], float]
 
 
 def measured(
@@ -21,19 +23,36 @@ def measured(
 ) -> dict[str, Sensitivity]:
     """By names of layers, those first that cost most quality for the time they save.
 
-    They are measured on a few calibration samples, or where there are none, the example inputs.
-
     Args:
         program: In float; its weights are not changed.
-        context: Has the data.
+        context: As of :func:`measured_calls`.
         layers: The counterparts in few bits, by the nodes of the layers.
         roundings: What rounds the input of each.
     """
-    found = MeasuredSensitivities(program, layers, roundings)
+    return ranked(measured_calls(program, context, layers, roundings))
+
+
+def measured_calls(
+    program: Program,
+    context: Context,
+    layers: Mapping[fx.Node, Callable[..., Any]],
+    roundings: Mapping[fx.Node, nn.Module],
+    gain: Gain = saving,
+) -> dict[fx.Node, Sensitivity]:
+    """By calls of layers, in the order of ``layers``.
+
+    Args:
+        program: In float; its weights are not changed.
+        context: Has the data: a few calibration samples, or where there are none, example inputs.
+        layers: The counterparts in few bits, by the nodes of the layers.
+        roundings: What rounds the input of each.
+        gain: What a layer saves, given what it takes and yields.
+    """
+    found = MeasuredSensitivities(program, layers, roundings, gain)
     batches: Iterable[list[Any]] = map(list, context.examples)
     for batch, samples in few_samples(program, context.calibration or batches):
         found.update(batch, samples)
-    return ranked(found.found())
+    return found.found()
 
 
 class MeasuredSensitivities:
@@ -45,17 +64,20 @@ class MeasuredSensitivities:
         program: In float; its weights are not changed.
         layers: The counterparts in int8, by the nodes of the layers.
         roundings: What rounds the input of each.
+        gain: What a layer saves, given what it takes and yields.
     """
 
     def __init__(
         self,
         program: Program,
-        layers: Mapping[fx.Node, Counterpart],
+        layers: Mapping[fx.Node, Callable[..., Any]],
         roundings: Mapping[fx.Node, nn.Module],
+        gain: Gain = saving,
     ) -> None:
         self._program = program
         self._layers = layers
         self._roundings = roundings
+        self._gain = gain
         self._later = {node: _later(node) for node in layers}
         self._found = {node: Sensitivity() for node in layers}
         self._norm = 0.0
@@ -95,7 +117,8 @@ class MeasuredSensitivities:
         found = self._found[node]
         found.error += sum(float((y - was).double().square().sum()) for y, was in pairs)
         yielded = values[node]
-        found.saving += saving(layer, given, yielded[0] if isinstance(yielded, tuple) else yielded)
+        value = yielded[0] if isinstance(yielded, tuple) else yielded
+        found.saving += self._gain(layer, given, value)
 
 
 def _later(node: fx.Node) -> set[fx.Node]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +13,6 @@ from torch import fx, nn
 from fxopt.plugin import (
     CalibrationError,
     Context,
-    Edit,
     Lossy,
     Milder,
     Pass,
@@ -22,15 +23,18 @@ from fxopt.plugin import (
     is_named,
 )
 from fxopt_quantize.calibrate import observe
+from fxopt_quantize.measured import measured_calls
+from fxopt_quantize.sensitivity import shares
+from fxopt_quantize.skipping import staying
 from fxopt_quantize.weight_only.modules import WeightOnlyEmbedding, WeightOnlyLinear
 from fxopt_quantize.weight_only.moments import LinearMoments
+from fxopt_quantize.weight_only.precisions import FINE_BITS, Step, Tied, names_in, ordered, tied
 from fxopt_quantize.weight_only.recurrent import WeightOnlyRecurrent, matrices
 from fxopt_quantize.weight_only.stored import Store
 from fxopt_quantize.weights import weight_refusal
 
 _LAYERS = (nn.Linear, nn.Embedding, nn.RNNBase)
 _FINE_GROUP = 32
-_FINE_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class QuantizeWeights(Pass):
             with the levels chosen beforehand).
         samples: How many calibration samples that takes at most, rounded up to whole batches.
         embeddings: Whether the tables of embeddings are stored so too.
+        eight_bits: Qualified names of layers whose weights have eight bits; ``*`` matches any text.
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
     """
 
@@ -62,6 +67,7 @@ class QuantizeWeights(Pass):
     rounding: Literal["nearest", "gptq"] = "nearest"
     samples: int = 256
     embeddings: bool = True
+    eight_bits: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
     info: ClassVar[PassInfo] = PassInfo(
@@ -88,39 +94,76 @@ class QuantizeWeights(Pass):
         Raises:
             CalibrationError: ``rounding=gptq`` without calibration data, or with such that cannot
                 be used.
-            PassError: ``skip`` names a layer that does not exist.
+            PassError: ``skip`` or ``eight_bits`` names a layer that does not exist.
         """
-        nodes = self._layers(program)
-        check_names(self.skip, [str(node.target) for node in nodes], "skip")
-        moments = self._moments(program, context, nodes)
-        store = Store(self.bits, self.group, self.symmetric, moments)
-        made: dict[nn.Module, nn.Module] = {}
-        left = 0
+        refused = self._refused(program)
+        layers = self._counterparts(program, context, refused)
         with program.edit() as edit:
-            for node in nodes:
-                left += self._replace(edit, program, node, store, made)
+            for node, reason in refused.items():
+                edit.refuse(node, reason)
+            for node, layer in layers.items():
+                edit.replace(node, layer, *node.args, **node.kwargs)
+        fine = sum(self._bits(node) != self.bits for node in layers)
+        bits = f"{self.bits}-bit weights" + (f" ({fine} with {FINE_BITS}-bit ones)" if fine else "")
         scope = f"groups of {self.group}" if self.group else "whole rows"
         scope += "" if self.rounding == "nearest" else f", by {self.rounding}"
         return edit.result(
-            f"{len(nodes) - left} layers with {self.bits}-bit weights, {scope}",
-            layers=len(nodes) - left,
-            float_layers=left,
+            f"{len(layers)} layers with {bits}, {scope}",
+            layers=len(layers),
+            float_layers=len(refused),
         )
 
     def milder(self, program: Program, context: Context) -> Milder:
-        """Smaller groups, then eight bits."""
-        options = []
-        if self.bits < _FINE_BITS and not 0 < self.group <= _FINE_GROUP:
-            options.append(replace(self, group=_FINE_GROUP))
-        if self.bits < _FINE_BITS:
-            options.append(replace(self, bits=_FINE_BITS, group=_FINE_GROUP))
-        return Milder(options)
+        """Smaller groups, then more and more layers in eight bits or float.
+
+        Those come first that cost most for the bytes they save. That is measured, on calibration
+        data where there are some, else on the example inputs.
+        """
+        finer = self._finer(program)
+        layers = finer._tied(program, context)
+        steps = ordered(layers)
+        options = [] if finer is self else [finer]
+        options += [finer._with(steps[:n], layers) for n in range(1, len(steps))]
+        found = {step.layers.label: step.layers.sensitivity() for step in steps}
+        return Milder(options, shares(found))
+
+    def _finer(self, program: Program) -> QuantizeWeights:
+        """The pass with small groups, where the same layers divide into them."""
+        if 0 < self.group <= _FINE_GROUP:
+            return self
+        finer = replace(self, group=_FINE_GROUP)
+        return finer if finer._refused(program).keys() == self._refused(program).keys() else self
+
+    def _tied(self, program: Program, context: Context) -> list[Tied]:
+        """What each layer that is not refused costs, as far as layers can differ."""
+        layers = self._counterparts(program, context, self._refused(program))
+        exact = dict.fromkeys(layers, nn.Identity())
+        # bytes are saved once, however often a layer is called
+        found = measured_calls(program, context, layers, exact, gain=lambda *_: 0.0)
+        return tied(
+            Tied(
+                (str(node.target),),
+                frozenset(_matrices(program.leaf(node))),
+                self._bits(node),
+                each.error,
+            )
+            for node, each in found.items()
+        )
+
+    def _with(self, steps: Sequence[Step], layers: Sequence[Tied]) -> QuantizeWeights:
+        """The pass with more bits for some layers."""
+        skip = (*self.skip, *names_in(steps, None))
+        more = (*self.eight_bits, *names_in(steps, FINE_BITS))
+        fine = [name for name in more if name not in skip]
+        rest = {name for each in layers for name in each.names if name not in skip}
+        if all(is_named(name, fine) for name in rest):
+            return replace(self, bits=FINE_BITS, eight_bits=(), skip=skip)
+        return replace(self, eight_bits=tuple(fine), skip=skip)
 
     def _moments(
-        self, program: Program, context: Context, nodes: list[fx.Node]
+        self, program: Program, context: Context, taken: Sequence[fx.Node]
     ) -> dict[torch.Tensor, torch.Tensor]:
         """Of the inputs of the layers that are rounded by them; none where none are."""
-        taken = [node for node in nodes if self._refusal(node, program.leaf(node)) is None]
         if self.rounding == "nearest" or not taken:
             return {}
         if context.calibration is None:
@@ -146,29 +189,35 @@ class QuantizeWeights(Pass):
             if self.embeddings or not isinstance(program.leaf(node), nn.Embedding)
         ]
 
-    def _replace(
-        self,
-        edit: Edit,
-        program: Program,
-        node: fx.Node,
-        store: Store,
-        made: dict[nn.Module, nn.Module],
-    ) -> bool:
-        """Whether a layer stays in float."""
-        layer = program.leaf(node)
-        reason = self._refusal(node, layer)
-        if reason is not None:
-            edit.refuse(node, reason)
-            return True
-        if layer not in made:  # a layer that is called twice gives one module
-            made[layer] = _counterpart(layer, store)
-        edit.replace(node, made[layer], *node.args, **node.kwargs)
-        return False
+    def _bits(self, node: fx.Node) -> int:
+        """Of the weights of a layer."""
+        return FINE_BITS if is_named(str(node.target), self.eight_bits) else self.bits
 
-    def _refusal(self, node: fx.Node, layer: nn.Module) -> str | None:
-        """Why a layer stays in float; None where nothing speaks against it."""
-        if is_named(str(node.target), self.skip):
-            return "named in skip"
+    def _counterparts(
+        self, program: Program, context: Context, refused: Mapping[fx.Node, str]
+    ) -> dict[fx.Node, nn.Module]:
+        """The layers in few bits; a layer that is called twice gives one module."""
+        nodes = self._layers(program)
+        check_names(self.eight_bits, [str(node.target) for node in nodes], "eight_bits")
+        taken = [node for node in nodes if node not in refused]
+        moments = self._moments(program, context, taken)
+        stores = {
+            bits: Store(bits, self.group, self.symmetric, moments)
+            for bits in (self.bits, FINE_BITS)
+        }
+        made: dict[nn.Module, nn.Module] = {}
+        for node in taken:
+            layer = program.leaf(node)
+            if layer not in made:
+                made[layer] = _counterpart(layer, stores[self._bits(node)])
+        return {node: made[program.leaf(node)] for node in taken}
+
+    def _refused(self, program: Program) -> dict[fx.Node, str]:
+        """The layers that stay in float, with reasons."""
+        return staying(self._layers(program), self.skip, partial(self._refusal, program))
+
+    def _refusal(self, program: Program, node: fx.Node) -> str | None:
+        layer = program.leaf(node)
         for weight in _matrices(layer):
             if (reason := weight_refusal(weight)) is not None:
                 return reason
