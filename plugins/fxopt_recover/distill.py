@@ -34,7 +34,8 @@ class Distill(Pass):
         layers: Names of the layers whose outputs those hints take; ``*`` matches any text. By
             default the last layer of each size of image or number of tokens.
         hint_weight: What the hints count for, relative to the outputs.
-        keep_zeros: Whether weights that are zero stay zero, as after pruning single weights.
+        keep_zeros: Whether weights of linear layers and convolutions that are zero stay zero, as
+            after pruning single weights. A layer whose weights are all zero learns in any case.
     """
 
     match: Match = "auto"

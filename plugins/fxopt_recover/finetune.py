@@ -14,7 +14,8 @@ class Finetune(Pass):
     """Trains all weights as ``fxopt.optimize(training=)`` says.
 
     Attributes:
-        keep_zeros: Whether weights that are zero stay zero, as after pruning single weights.
+        keep_zeros: Whether weights of linear layers and convolutions that are zero stay zero, as
+            after pruning single weights. A layer whose weights are all zero learns in any case.
     """
 
     keep_zeros: bool = True

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from fxopt.plugin import Program
 
+_LAYERS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+
 
 def keeper(program: Program) -> Callable[[], None]:
-    """What puts zeros back where weights of two and more dimensions have them now.
+    """What puts zeros back where weights of linear layers and convolutions have them now.
+
+    Weights that are zero altogether have yet to be learned, such as a head that begins with zeros.
 
     Returns:
         To be called after each step.
     """
-    weights = [p for p in program.module.parameters() if p.dim() > 1 and p.is_floating_point()]
-    sparse = [(weight, weight != 0) for weight in weights if bool((weight == 0).any())]
+    weights = {program.leaf(node).weight for node in program.find(*_LAYERS)}
+    masks = [(weight, weight != 0) for weight in weights]
+    sparse = [(weight, mask) for weight, mask in masks if mask.any() and not mask.all()]
 
     def keep() -> None:
         with torch.no_grad():
