@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from fxopt.plugin import Context, Lossy, Pass, PassError, PassInfo, PassResult, Program
 from fxopt_recover.hints import Hints, Kind
-from fxopt_recover.objective import Imitation, Match
+from fxopt_recover.objective import Imitation
+from fxopt_recover.scores import Match, choose
 from fxopt_recover.zeros import keeper
 
 
@@ -24,7 +25,9 @@ class Distill(Pass):
         match: How outputs are compared: class scores by the divergence of their softmax at a
             ``temperature`` (``logits``, Hinton et al., "Distilling the Knowledge in a Neural
             Network", 2015), any outputs by their mean squared error relative to the original's
-            (``outputs``), or ``auto``: scores where there is one output of shape (batch, classes).
+            (``outputs``), or ``auto``: scores where there is one output of shape (batch, classes)
+            and the user's loss is none of numbers, such as ``mse``. Classes are along dimension 1
+            of images and the last one of tokens.
         temperature: Softens both softmaxes; the gradient is scaled by its square.
         weight: What the original says counts for, against the labels; 1 without labels.
         hints: What else is imitated within: nothing (``off``); where the network attends to, the
@@ -62,7 +65,8 @@ class Distill(Pass):
         """Trains.
 
         Raises:
-            PassError: There is no original to learn from, or ``layers`` match none.
+            PassError: There is no original to learn from, ``layers`` match none, or outputs have
+                no ``logits``.
         """
         assert context.training is not None
         source = context.teacher or context.original
@@ -73,7 +77,7 @@ class Distill(Pass):
         imitation = Imitation(
             teacher,
             context.training.criterion_of(program),
-            match=self.match,
+            match=choose(self.match, program, context.training.settings.criterion),
             temperature=self.temperature,
             weight=self.weight,
             hints=hints,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from fxopt.plugin import Criterion, Program
 from fxopt_recover.hints import Hints
-
-Match = Literal["auto", "logits", "outputs"]
+from fxopt_recover.scores import Match, class_dimension, is_float
 
 
 class Imitation:
@@ -20,7 +19,7 @@ class Imitation:
     Args:
         teacher: The original; its weights are not changed.
         criterion: The user's loss; None without labels.
-        match: See :class:`Distill`, like all that follow.
+        match: ``logits`` or ``outputs``; see :class:`Distill`, like all that follow.
         temperature: Of the softmax.
         weight: Of the teacher against the labels.
         hints: Of what happens within.
@@ -45,7 +44,7 @@ class Imitation:
 
     def __call__(self, outputs: Sequence[Any], inputs: Sequence[Any], target: Any) -> torch.Tensor:
         """From flat outputs, flat inputs and a batch's target to a scalar."""
-        self._teacher.module.to(next(t.device for t in outputs if _is_float(t)))
+        self._teacher.module.to(next(t.device for t in outputs if is_float(t)))
         with torch.no_grad():
             wanted = self._teacher(*inputs)
         loss = self._distance(outputs, wanted)
@@ -56,25 +55,20 @@ class Imitation:
         return self._weight * loss + (1 - self._weight) * self._criterion(outputs, target)
 
     def _distance(self, outputs: Sequence[Any], wanted: Sequence[Any]) -> torch.Tensor:
-        pairs = [(y, w) for y, w in zip(outputs, wanted, strict=True) if _is_float(w)]
-        scores = self._match == "logits" or (
-            self._match == "auto" and len(pairs) == 1 and pairs[0][1].dim() == 2
-        )
-        compare = self._divergence if scores else relative_square
+        pairs = [(y, w) for y, w in zip(outputs, wanted, strict=True) if is_float(w)]
+        compare = self._divergence if self._match == "logits" else relative_square
         return torch.stack([compare(y, w) for y, w in pairs]).mean()
 
     def _divergence(self, output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Of the softmax along the last dimension, times the temperature's square."""
-        t = self._temperature
-        found = F.log_softmax(output.flatten(0, -2) / t, -1)
-        right = F.log_softmax(wanted.flatten(0, -2) / t, -1)
+        """Of the softmax over classes, times the temperature's square."""
+        t, classes = self._temperature, class_dimension(wanted)
+        found, right = (
+            F.log_softmax(scores.movedim(classes, -1).flatten(0, -2) / t, -1)
+            for scores in (output, wanted)
+        )
         return F.kl_div(found, right, reduction="batchmean", log_target=True) * t * t
 
 
 def relative_square(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """The mean squared error relative to the mean square of what is wanted."""
     return F.mse_loss(output, wanted) / wanted.square().mean().clamp(min=1e-12)
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()

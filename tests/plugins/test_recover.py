@@ -17,6 +17,7 @@ from fxopt_prune import Prune
 from fxopt_recover import Distill, Finetune
 from fxopt_recover.hints import Hints
 from fxopt_recover.objective import Imitation, relative_square
+from fxopt_recover.scores import choose
 
 CPU = find_target("cpu")
 X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -170,7 +171,7 @@ def test_a_checkpoint_of_another_distillation_is_left_alone(other, tmp_path):
 
 
 def objective(teacher, criterion=None, **settings):
-    given = {"match": "auto", "temperature": 2.0, "weight": 1.0, "hint_weight": 1.0, **settings}
+    given = {"match": "logits", "temperature": 2.0, "weight": 1.0, "hint_weight": 1.0, **settings}
     hints = given.pop("hints", None) or Hints(teacher, teacher, [], "off")
     return Imitation(teacher, criterion, hints=hints, **given)
 
@@ -188,6 +189,59 @@ def test_scores_are_compared_as_hinton_does(temperature):
     p, q = (softmax(z.detach().numpy() / temperature) for z in (outputs(teacher), y[0]))
     wanted = temperature**2 * (p * (np.log(p) - np.log(q))).sum(-1).mean()
     assert float(found.detach()) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def images():
+    """Scores of 5 classes for each pixel: (n, 5, 4, 8)."""
+    torch.manual_seed(0)
+    return nn.Conv2d(3, 5, 3, stride=(2, 1), padding=1).eval()
+
+
+def test_classes_of_images_are_behind_the_batch():
+    teacher = program_of(images())
+    y = torch.randn(64, 5, 4, 8, generator=torch.Generator().manual_seed(2))
+    found = objective(teacher, temperature=1.0)([y], [X], None)
+    p, q = (softmax(np.moveaxis(z.numpy(), 1, -1)) for z in (outputs(teacher), y))
+    wanted = (p * (np.log(p) - np.log(q))).sum(-1).mean()
+    assert float(found) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def numbers(count):
+    """A regression of some numbers."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, count)).eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "match"),
+    [
+        (net, None, "logits"),
+        (net, nn.functional.cross_entropy, "logits"),
+        (net, nn.CrossEntropyLoss(label_smoothing=0.1), "logits"),
+        (lambda: numbers(1), None, "outputs"),
+        (lambda: numbers(4), nn.functional.mse_loss, "outputs"),
+        (lambda: numbers(4), nn.HuberLoss(), "outputs"),
+        (lambda: numbers(4), nn.BCEWithLogitsLoss(), "outputs"),
+        (images, None, "outputs"),
+    ],
+)
+def test_scores_are_told_from_numbers(model, loss, match):
+    assert choose("auto", program_of(model()), loss) == match
+
+
+def test_a_student_of_one_number_learns():
+    teacher = program_of(numbers(1))
+    student = teacher.clone()
+    with torch.no_grad():
+        student.module.get_parameter("1.weight").mul_(0.5)
+    start = float(relative_square(outputs(student), outputs(teacher)))
+    Distill().run(student, context(teacher))
+    assert float(relative_square(outputs(student), outputs(teacher))) < 0.5 * start
+
+
+def test_one_number_is_no_scores():
+    program = program_of(numbers(1))
+    with pytest.raises(PassError, match=r"two classes.*shape \(.*, 1\)"):
+        Distill(match="logits").run(program, context(program))
 
 
 def test_labels_count_for_the_rest():
