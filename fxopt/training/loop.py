@@ -18,6 +18,7 @@ from fxopt.errors import InputError
 from fxopt.ir import Program
 from fxopt.training import checkpoint
 from fxopt.training.data import Batch, count, walk
+from fxopt.training.identity import describe_data
 from fxopt.training.optimizers import make_optimizer, make_schedule
 from fxopt.training.processes import Processes, connect
 from fxopt.training.settings import Training
@@ -77,7 +78,7 @@ class Loop:
         objective: What is minimised, of flat outputs, flat inputs and target.
         name: For the lines that are shown.
         seed: For the order of the data and whatever else is random.
-        path: The checkpoint; None for none.
+        folder: Where the checkpoint goes; None for none.
         deadline: ``time.monotonic()`` at which it ends.
         progress: Takes a line to show.
         after_step: Called after each step.
@@ -93,7 +94,7 @@ class Loop:
         *,
         name: str,
         seed: int,
-        path: Path | None,
+        folder: Path | None,
         deadline: float | None,
         progress: Callable[[str], None],
         after_step: Callable[[], None],
@@ -101,7 +102,7 @@ class Loop:
         evaluating: Sequence[nn.Module],
     ) -> None:
         self._program, self._settings, self._objective = program, settings, objective
-        self._name, self._seed, self._path, self._key = name, seed, path, key
+        self._name, self._seed, self._folder, self._key = name, seed, folder, key
         self._deadline, self._progress, self._after_step = deadline, progress, after_step
         self._evaluating = evaluating
         self._accelerator = connect()
@@ -132,7 +133,7 @@ class Loop:
 
     def _begin(self) -> None:
         module, settings = self._program.module, self._settings
-        self._fingerprint = self._identity()
+        self._identity = "" if self._folder is None else self._digest()
         self._home = next((t.device for t in module.parameters()), torch.device("cpu"))
         self._model = self._accelerator.prepare(module)
         optimizer = make_optimizer(settings, self._parameters)
@@ -252,10 +253,9 @@ class Loop:
 
     def _save(self) -> None:
         self._saved = time.monotonic()
-        if self._path is None or not self._processes.is_first:
+        if self._folder is None or not self._processes.is_first:
             return
         state = {
-            "fingerprint": self._fingerprint,
             "position": asdict(self._position),
             "module": self._program.module.state_dict(),
             "kept": self._kept,
@@ -263,14 +263,13 @@ class Loop:
             "schedule": self._schedule.state_dict(),
             "random": checkpoint.random_state(),
         }
-        checkpoint.save(state, self._path)
+        checkpoint.save(state, self._folder, self._name, self._identity)
 
     def _resume(self) -> None:
-        state = None if self._path is None else checkpoint.load(self._path)
-        if state is None:
+        if self._folder is None:
             return
-        if state.get("fingerprint") != self._fingerprint:
-            self._progress(f"{self._name}: the checkpoint is of another model or other settings")
+        state = checkpoint.load(self._folder, self._name, self._identity)
+        if state is None:
             return
         self._position = _Position(**state["position"])
         self._program.module.load_state_dict(state["module"])
@@ -282,11 +281,15 @@ class Loop:
         done = f"{position.epoch} epochs and {position.step} batches"
         self._progress(f"{self._name}: goes on after {done}")
 
-    def _identity(self) -> str:
-        """A digest of what is trained, and how: checkpoints of anything else are left alone."""
-        settings = f"{self._settings.described()} {self._seed} {self._key}"
-        text = f"{self._program.fingerprint()} {settings}"
-        return hashlib.sha256(text.encode()).hexdigest()
+    def _digest(self) -> str:
+        """Of what is trained, how, and on what: checkpoints of anything else are left alone."""
+        settings, seed = self._settings, self._seed
+        labelled, judges = settings.loss is not None, settings.validation
+        parts = [self._program.fingerprint(), settings.described(), str(seed), self._key]
+        parts.append(describe_data(settings.data, self._per_epoch, labelled, seed))
+        if judges is not None:
+            parts.append(describe_data(judges, count(judges), labelled, seed))
+        return hashlib.blake2b(" ".join(parts).encode(), digest_size=16).hexdigest()
 
     def _train_mode(self) -> None:
         self._program.module.train()

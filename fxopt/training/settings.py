@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxopt.errors import InputError
+from fxopt.training.identity import describe
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """From the model's outputs and a batch's target to a scalar."""
@@ -106,19 +107,12 @@ class Training:
         return _LEARNING_RATES[self.optimizer]
 
     def described(self) -> str:
-        """All settings but the data, in one line, the same in every process."""
+        """All settings but data and teacher, in one line, the same in every process."""
         settings = {name: value for name, value in vars(self).items() if name not in _UNNAMED}
-        return ", ".join(f"{name}={_text(value)}" for name, value in settings.items())
+        return ", ".join(f"{name}={describe(value)}" for name, value in settings.items())
 
 
-_UNNAMED = {"data", "validation", "checkpoint_seconds"}
-
-
-def _text(value: object) -> str:
-    if isinstance(value, nn.Module) or not callable(value):
-        return repr(value)
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
+_UNNAMED = {"data", "validation", "teacher", "checkpoint_seconds"}
 
 
 def _check_data(name: str, data: object) -> None:

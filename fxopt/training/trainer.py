@@ -87,7 +87,8 @@ class Trainer:
             objective: What is minimised instead of the user's loss.
             after_step: Called after each step, for what must hold of the weights.
             key: What ``objective`` and ``after_step`` do, such as the settings of a pass and the
-                fingerprint of a teacher. A checkpoint is gone on from only where it was the same.
+                fingerprint of a teacher. A checkpoint is gone on from only where it was the same,
+                like model, settings, seed, the number of batches and the first one of them.
             evaluating: Modules of the program that stay in evaluation mode, such as batch norms
                 that are to keep their statistics; their parameters are trained all the same.
 
@@ -101,7 +102,7 @@ class Trainer:
             objective or self._loss(program),
             name=name,
             seed=self.seed,
-            path=None if self.folder is None else self.folder / f"{name}.pt",
+            folder=self.folder,
             deadline=self.deadline,
             progress=self.progress,
             after_step=after_step or (lambda: None),
