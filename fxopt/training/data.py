@@ -18,8 +18,8 @@ Batch = tuple[tuple[Any, ...], dict[str, Any], Any]
 def walk(data: Iterable[Any], labelled: bool, seed: int) -> Iterator[Batch]:
     """The batches of an epoch.
 
-    All random number generators start at ``seed``, that of a DataLoader too, so the order of
-    shuffled data is the same each time.
+    All random number generators start at ``seed``, those of a DataLoader and its samplers too, so
+    the order of shuffled data is the same each time.
 
     Args:
         data: The user's.
@@ -30,8 +30,7 @@ def walk(data: Iterable[Any], labelled: bool, seed: int) -> Iterator[Batch]:
         InputError: There is no batch, or one has not the form it should have.
     """
     seed_all(seed)
-    generator = getattr(data, "generator", None)
-    if isinstance(generator, torch.Generator):
+    for generator in _generators(data):
         generator.manual_seed(seed)
     empty = True
     for batch in data:
@@ -63,6 +62,15 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def _generators(data: Iterable[Any]) -> Iterator[torch.Generator]:
+    batches = getattr(data, "batch_sampler", None)
+    samplers = (getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))
+    for owner in (data, *samplers):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            yield generator
 
 
 def _split(batch: Any, labelled: bool) -> Batch:
