@@ -163,15 +163,21 @@ class Loop:
         return ""
 
     def _epoch(self) -> bool:
-        """Trains for the rest of an epoch; False where time is up before its end."""
+        """Trains for the rest of an epoch; False where time is up before its end.
+
+        That is asked before a batch is drawn, which may take random numbers.
+        """
+        if self._is_late():
+            self._save()
+            return False
         for batch in self._batches():
-            if self._is_late():
-                self._save()
-                return False
             self._step(batch)
             self._show()
-            if time.monotonic() - self._saved >= self._settings.checkpoint_seconds:
+            late = self._position.step < self._per_epoch and self._is_late()
+            if late or time.monotonic() - self._saved >= self._settings.checkpoint_seconds:
                 self._save()
+            if late:
+                return False
         return True
 
     def _is_late(self) -> bool:
@@ -261,7 +267,7 @@ class Loop:
             "kept": self._kept,
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "random": checkpoint.random_state(),
+            "random": self._resumed or checkpoint.random_state(),
         }
         checkpoint.save(state, self._folder, self._name, self._identity)
 

@@ -1,6 +1,7 @@
 """The trainer: what it changes, where it goes on after it was cut short, and what it refuses."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fxopt.errors import InputError
 from fxopt.frontend import capture_program
-from fxopt.training import Trainer, Training
+from fxopt.training import Trainer, Training, loop
 
 
 class Net(nn.Module):
@@ -190,6 +191,36 @@ def test_time_is_kept_and_what_was_found_too(tmp_path):
     assert trained.stopped == "time limit"
     assert trained.epochs == 0
     assert len(list(tmp_path.iterdir())) == 1
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Examples with noise that is drawn as they are loaded."""
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        x, y = examples()[index]
+        return x + torch.randn(6), y
+
+
+@pytest.mark.parametrize("at", [1, 4, 10, 17, 20])
+def test_a_training_that_was_out_of_time_ends_with_the_same_weights(at, tmp_path, monkeypatch):
+    settings = Training(DataLoader(Augmented(), batch_size=6, shuffle=True), epochs=2)
+    whole, resumed = program_of(), program_of()
+    expected = Trainer(settings).train(whole)
+    steps = []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: len(steps)))
+    cut = Trainer(settings, folder=tmp_path, deadline=at - 0.5).train(
+        program_of(), after_step=lambda: steps.append(1)
+    )
+    assert len(steps) == at
+    assert (cut.epochs, cut.stopped) == (at // 10, "time limit" if at < 20 else "")
+    too_late = Trainer(settings, folder=tmp_path, deadline=0.5).train(program_of())
+    assert too_late.stopped == cut.stopped
+    again = Trainer(settings, folder=tmp_path).train(resumed)
+    assert same(weights(resumed), weights(whole))
+    assert again.losses == expected.losses
 
 
 def test_the_best_epoch_is_kept_and_patience_ends():
