@@ -15,6 +15,7 @@ from fxopt.plugin import (
     Lossy,
     Milder,
     Pass,
+    PassError,
     PassInfo,
     PassResult,
     Program,
@@ -77,9 +78,9 @@ class Prune(Pass):
             ``activation`` where there are calibration data, else ``magnitude``.
         scope: Whether each layer loses its share (``layer``), or those that matter least anywhere
             go (``global``).
-        layers: Other ratios for single layers: ``name=ratio``, where ``*`` in the name of a layer
-            or weight matches any text. Layers that are bound together have one ratio, the first
-            that fits.
+        layers: Other ratios for the channels that single layers yield: ``name=ratio``, where ``*``
+            in the name of a layer or weight matches any text. Layers that are bound together have
+            one ratio, the first that fits. They have no part in ``scope=global``.
         round_to: Channels left in a layer are a multiple of so many, where there are at least
             twice as many; 0 is what suits the target and the size of the layer.
         reconstruct: Whether the layers that are left are fitted to the outputs that they had, by
@@ -89,7 +90,8 @@ class Prune(Pass):
             Between them, the program is trained as ``fxopt.optimize(training=)`` says, if that has
             labels: what matters is judged anew after each (Han et al., "Learning both Weights and
             Connections for Efficient Neural Networks", 2015).
-        skip: Names of layers whose channels stay; ``*`` matches any text.
+        skip: Names of layers whose own channels stay, those that they yield; what they take may
+            go where nothing else keeps it. ``*`` matches any text.
     """
 
     ratio: float = 0.3
@@ -124,7 +126,7 @@ class Prune(Pass):
 
         Raises:
             CalibrationError: Data are needed, and there are none.
-            PassError: A name matches no layer.
+            PassError: A name matches no layer, or is given a ratio and no channels of it can go.
         """
         edit, before = program.edit(), program.weight_bytes()
         every = _Removed()
@@ -159,9 +161,7 @@ class Prune(Pass):
     def _remove(self, program: Program, edit: Edit, context: Context, first: bool) -> _Removed:
         structure = find_groups(program)
         if first:
-            names = sorted({name for group in structure.groups for name in layer_names(group)})
-            check_names(self._ratios(), names, "layers")
-            check_names(self.skip, names, "skip")
+            self._check_names(program, structure.groups)
         allowed = [i for i, group in enumerate(structure.groups) if not self._skipped(group)]
         groups = [structure.groups[i] for i in allowed]
         unseen = self._unseen(program, groups, context)
@@ -216,6 +216,19 @@ class Prune(Pass):
         if not all(name and 0 <= ratio < 1 for name, ratio in ratios.items()):
             raise ValueError(f"layers={self.layers}: ratios must be at least 0 and less than 1")
         return ratios
+
+    def _check_names(self, program: Program, groups: Sequence[Group]) -> None:
+        weights = {name for name, _ in program.module.named_parameters()}
+        every = sorted(weights | {name.rpartition(".")[0] for name in weights} - {""})
+        check_names(self._ratios(), every, "layers")
+        check_names(self.skip, every, "skip")
+        own = [name for group in groups for name in layer_names(group)]
+        for pattern, ratio in self._ratios().items():
+            if ratio and not any(is_named(name, [pattern]) for name in own):
+                raise PassError(
+                    f"layers gives {pattern!r} a ratio, but no channels of {pattern!r} can go",
+                    hint="name the layers that make the channels which it takes",
+                )
 
     def _skipped(self, group: Group) -> bool:
         return any(is_named(name, self.skip) for name in layer_names(group))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -35,16 +36,18 @@ class Amounts:
     layers: Mapping[str, float]
     multiples: Sequence[int]
 
-    def ratio_of(self, group: Group) -> float:
-        """The share of a group's units that go."""
+    def own_ratio(self, group: Group) -> float | None:
+        """The share of a group's units that go by ``layers``; None where that does not name it."""
         names = layer_names(group)
         for pattern, ratio in self.layers.items():
             if any(is_named(name, [pattern]) for name in names):
                 return ratio
-        return self.ratio
+        return None
 
     def kept(self, group: Group, wanted: float) -> int:
-        """How many units stay when so many should: a multiple that suits the hardware, or one."""
+        """How many units stay when so many should: all, or a multiple that suits the hardware."""
+        if wanted >= len(group):
+            return len(group)
         step = self._step(group)
         rounded = step * max(1, math.floor(wanted / step + 0.5))
         return min(len(group), rounded)
@@ -67,8 +70,8 @@ def _units(group: Group, multiple: int) -> int:
 
 
 def layer_names(group: Group) -> set[str]:
-    """The layers whose channels are concerned, and their weights."""
-    weights = {group.name, *(side.name for side in group.sides)}
+    """The layers whose own channels are concerned, those that they yield, and their weights."""
+    weights = {group.name, *(side.name for side in group.sides if not side.takes)}
     return weights | {name.rpartition(".")[0] for name in weights}
 
 
@@ -87,28 +90,41 @@ def choose(
         scores: The importance of their units.
         amounts: How much goes.
         scope: Whether each group loses its share, or all together, where scores are compared
-            relative to the mean of their group.
+            relative to the mean of their group. Groups that ``amounts.layers`` names lose their
+            own share in any case.
 
     Returns:
         Classes of units; of each group at least one stays.
     """
-    kept = _kept_globally(groups, scores, amounts) if scope == "global" else None
+    wanted = _wanted(groups, scores, amounts, scope)
     removed = {}
     for i, (group, score) in enumerate(zip(groups, scores, strict=True)):
-        wanted = len(group) * (1 - amounts.ratio_of(group)) if kept is None else kept[i]
-        count = len(group) - amounts.kept(group, wanted)
+        count = len(group) - amounts.kept(group, wanted[i])
         lowest = np.argsort(score, kind="stable")[:count]  # of equal ones, those that come first
         removed[i] = [int(group.units[unit]) for unit in lowest]
     return removed
 
 
-def _kept_globally(
-    groups: Sequence[Group], scores: Sequence[Scores], amounts: Amounts
-) -> list[float]:
-    """How many units of each group are above what the given share of all is below."""
+def _wanted(
+    groups: Sequence[Group], scores: Sequence[Scores], amounts: Amounts, scope: Scope
+) -> dict[int, float]:
+    """How many units of each group should stay, by its number."""
+    ratios = [amounts.own_ratio(group) for group in groups]
+    pool = [i for i, ratio in enumerate(ratios) if ratio is None]
+    wanted = {
+        i: len(group) * (1 - (amounts.ratio if ratio is None else ratio))
+        for i, (group, ratio) in enumerate(zip(groups, ratios, strict=True))
+    }
+    if scope == "global":
+        together = _kept_together([scores[i] for i in pool], amounts.ratio)
+        wanted |= dict(zip(pool, together, strict=True))
+    return wanted
+
+
+def _kept_together(scores: Sequence[Scores], ratio: float) -> list[float]:
+    """How many units of each group stay where the given share of all goes."""
     relative = [score / max(float(score.mean()), 1e-30) for score in scores]
-    every = np.concatenate([np.zeros(0), *relative])
-    if not every.size:
-        return []
-    limit = np.quantile(every, amounts.ratio)
-    return [float((score >= limit).sum()) for score in relative]
+    order = np.argsort(np.concatenate([np.zeros(0), *relative]), kind="stable")
+    owners = [i for i, score in enumerate(scores) for _ in score]
+    kept = Counter(owners[unit] for unit in order[round(ratio * len(order)) :])
+    return [kept[i] for i in range(len(scores))]

@@ -25,12 +25,15 @@ class Side:
         name: Its first qualified name.
         dim: The dimension.
         positions: Those of each unit, of shape (units, positions of each).
+        takes: Whether the weight does nothing along this dimension but multiply what layers take;
+            along others it makes channels, or scales and shifts them.
     """
 
     tensor: torch.Tensor
     name: str
     dim: int
     positions: Labels
+    takes: bool
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ def find_groups(program: Program) -> Structure:
     classes = trace.atoms.classes()
     names = _names(program)
     inexact = _classes_of(classes, trace.inexact)
+    taking = _only_taking(trace)
     alike = _alike(_places(trace, classes))
-    groups = [_group(units, trace, names, inexact) for units in alike]
+    groups = [_group(units, trace, names, inexact, taking) for units in alike]
     return Structure(trace, classes, tuple(groups))
 
 
@@ -118,22 +122,40 @@ def _alike(places: dict[int, Places]) -> list[dict[int, Places]]:
 
 
 def _group(
-    alike: dict[int, Places], trace: Trace, names: dict[int, str], inexact: set[int]
+    alike: dict[int, Places],
+    trace: Trace,
+    names: dict[int, str],
+    inexact: set[int],
+    taking: set[int],
 ) -> Group:
     """Units that are alike, as a group."""
     first = next(iter(alike.values()))
     sides = []
     for key, dim in first:
         positions = np.array([places[key, dim] for places in alike.values()], dtype=np.int64)
-        sides.append(Side(trace.weights[key][0], names.get(key, ""), dim, positions))
+        tensor, labels = trace.weights[key]
+        takes = taking.issuperset(labels[dim][positions].flat)
+        sides.append(Side(tensor, names.get(key, ""), dim, positions, takes))
     units = np.array(list(alike), dtype=np.int64)
     return Group(_title(sides), units, tuple(sides), exact=not inexact.intersection(alike))
 
 
 def _title(sides: list[Side]) -> str:
     """The weight that makes the channels: the first whose rows they are."""
-    made = [side.name for side in sides if side.dim == 0 and side.tensor.dim() > 1]
-    return (made or [side.name for side in sides])[0]
+    making = [side for side in sides if not side.takes] or sides
+    rows = [side for side in making if side.dim == 0 and side.tensor.dim() > 1]
+    return (rows or making)[0].name
+
+
+def _only_taking(trace: Trace) -> set[int]:
+    """Atoms of weights along which layers take something, and none makes anything.
+
+    A tied embedding does both.
+    """
+    taken, made = (
+        {int(a) for labels in each for a in labels} for each in (trace.taken, trace.made)
+    )
+    return taken - made
 
 
 def _names(program: Program) -> dict[int, str]:

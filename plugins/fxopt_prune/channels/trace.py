@@ -40,6 +40,8 @@ class Trace:
         weights: Those of each parameter or buffer, by its identity, with the tensor.
         barriers: Why what goes into a node has to stay, by node.
         inexact: Atoms whose removal does more than what zeros in their place would.
+        taken: Atoms of weights along which they multiply what comes into a layer.
+        made: Those along which they make what goes out.
         rule_of: Where its rules come from.
     """
 
@@ -53,6 +55,8 @@ class Trace:
         self.weights: dict[int, tuple[torch.Tensor, Dims]] = {}
         self.barriers: dict[fx.Node, str] = {}
         self.inexact: list[Labels] = []
+        self.taken: list[Labels] = []
+        self.made: list[Labels] = []
 
     def weight(self, tensor: torch.Tensor) -> Dims:
         """The labels of a parameter or buffer; the same ones wherever it is used."""
@@ -150,6 +154,11 @@ class Call:
     def fix(self, labels: Labels, why: str) -> None:
         """Lets a dimension stay as it is."""
         self.trace.fix(labels, self.node, why)
+
+    def layer(self, taken: Labels, made: Labels) -> None:
+        """Notes along what a weight multiplies what comes in, and makes what goes out."""
+        self.trace.taken.append(taken)
+        self.trace.made.append(made)
 
     def inexact(self, labels: Labels) -> None:
         """Notes that what is computed of the others changes where one of these goes."""

@@ -19,6 +19,7 @@ from tests.pipeline.support import run
 from tests.plugins.prune.support import (
     case_of,
     chain,
+    conv,
     groups_of,
     image_case,
     pruned,
@@ -95,9 +96,101 @@ def test_of_equal_ones_the_first_go():
 
 def test_layers_can_have_ratios_of_their_own_or_stay():
     program, _ = pruned(
-        image_case(20, 20, 20), layers=("3=0.5", "6.*=0.1"), round_to=1, skip=("0",)
+        image_case(20, 20, 20), layers=("6.*=0.1", "3=0.5"), round_to=1, skip=("0",)
     )
     assert widths(program) == [20, 10, 18]
+
+
+def test_a_ratio_is_of_a_layers_own_channels_not_of_those_that_it_takes():
+    program, _ = pruned(image_case(20, 20, 20), ratio=0.0, layers=("3=0.5",), round_to=1)
+    assert widths(program) == [20, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 3)), random(4, 3)),
+        (nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 3, 2)), random(2, 3, 8, 8)),
+        (nn.Sequential(nn.ConvTranspose2d(3, 8, 2), conv(8, 3)), random(2, 3, 8, 8)),
+        (nn.Sequential(conv(3, 8), conv(8, 8, groups=2, bias=False)), random(2, 3, 8, 8)),
+        (nn.Sequential(nn.Embedding(9, 8), nn.LSTM(8, 3)), torch.arange(8).reshape(4, 2)),
+    ],
+    ids=["linear", "to transposed", "of transposed", "groups", "recurrent"],
+)
+def test_skipped_layers_keep_what_they_yield_not_what_they_take(model, x):
+    case = case_of(model, x)
+    free, taking, making = (
+        pruned(case, ratio=0.5, round_to=1, skip=skip)[1].details["removed"]
+        for skip in ((), ("1",), ("0",))
+    )
+    assert free["0.weight"] == taking["0.weight"] > 0
+    assert "0.weight" not in making
+
+
+class Tied(nn.Module):
+    """An embedding whose table is the weight of the last layer too."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.inner, self.last = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9)
+        self.last.weight = self.table.weight
+
+    def forward(self, x):
+        x = self.table(x)
+        return self.last(x + self.inner(x))
+
+
+class Sliced(nn.Module):
+    """Each third of one weight multiplies something else, as in cross attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.parts = nn.Linear(3, 8), nn.Parameter(torch.randn(12, 8))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return nn.functional.linear(x, self.parts[:6]) * nn.functional.linear(x, self.parts[6:])
+
+
+def test_a_tied_table_is_one_that_makes_channels():
+    case = case_of(Tied(), torch.arange(8).reshape(4, 2))
+    settings = {"ratio": 0.5, "round_to": 1}
+    assert pruned(case, **settings)[1].details["units"] == 4
+    assert pruned(case, skip=("table",), **settings)[1].details["units"] == 0
+
+
+def test_of_a_part_of_a_weight_too_it_is_the_rows_that_make():
+    _, result = pruned(case_of(Sliced(), random(4, 3)), skip=("parts",), ratio=0.5, round_to=1)
+    assert result.details["removed"] == {"stem.weight": 4}
+
+
+def test_a_ratio_of_a_layer_whose_channels_stay_is_an_error():
+    assert widths(pruned(image_case(8), layers=("5=0",), round_to=1)[0]) == [6]
+    with pytest.raises(PassError, match="channels of '5' can go"):
+        pruned(image_case(8), layers=("5=0.5",))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_ratio_of_zero_protects_a_layer_whatever_the_multiple(scope):
+    settings = {"ratio": 0.5, "layers": ("0=0",), "scope": scope, "reconstruct": False}
+    program, _ = pruned(image_case(18, 32), **settings)
+    assert widths(program) == [18, 16]
+
+
+def test_globally_layers_with_a_ratio_of_their_own_stand_apart():
+    settings = {"scope": "global", "round_to": 1, "reconstruct": False}
+    program, _ = pruned(image_case(20, 20, 20), ratio=0.25, layers=("0=0.1", "6=0.8"), **settings)
+    assert widths(program) == [18, 15, 4]
+
+
+def test_globally_as_many_go_as_should_of_equal_ones_too():
+    case = image_case(20, 20)
+    with torch.no_grad():
+        for side in (side for group in find_groups(case.program).groups for side in group.sides):
+            side.tensor.index_fill_(side.dim, torch.arange(8), 0.0)
+    settings = {"scope": "global", "importance": "magnitude", "reconstruct": False}
+    program, _ = pruned(case, ratio=0.3, round_to=1, **settings)
+    assert widths(program) == [12, 16]
 
 
 def test_globally_layers_that_matter_less_lose_more():

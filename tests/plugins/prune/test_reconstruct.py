@@ -21,7 +21,7 @@ def test_what_is_redundant_can_go_without_a_loss():
     with torch.no_grad():
         weight = case.program.leaf(first).weight
         weight[3:] = 0.5 * weight[:3]
-    settings = {"layers": ("0=0.5", "2=0"), "round_to": 1}
+    settings = {"layers": ("2=0", "0=0.5"), "round_to": 1}
     plain, _ = pruned(case, reconstruct=False, **settings)
     fitted, result = pruned(case, **settings)
     assert widths(fitted) == [3, 8, 2]

@@ -15,6 +15,7 @@ def linear(call: Call) -> Dims:
     """What comes in meets the weight's columns; its rows go out."""
     x = call.first()
     outputs, inputs = call.trace.weight(call.leaf.weight)
+    call.layer(inputs, outputs)
     call.couple(x[-1], inputs)
     _bias(call, outputs)
     return (*x[:-1], outputs)
@@ -24,6 +25,7 @@ def linear(call: Call) -> Dims:
 def convolution(call: Call) -> Dims:
     """A weight has all outputs, and the inputs of one group."""
     outputs, inputs = call.trace.weight(call.leaf.weight)[:2]
+    call.layer(inputs, outputs)
     come = _channels(call)
     if call.leaf.groups == 1:
         call.couple(come, inputs)
@@ -38,9 +40,11 @@ def transposed(call: Call) -> Dims:
     inputs, outputs = call.trace.weight(call.leaf.weight)[:2]
     call.couple(_channels(call), inputs)
     if call.leaf.groups == 1:
+        call.layer(inputs, outputs)
         return _convolved(call, outputs)
     every = _all_outputs(call)
     if not _whole_groups(call, inputs, every, outputs):
+        call.layer(inputs, outputs)
         call.couple(every.reshape(call.leaf.groups, -1), outputs[None])
     return _convolved(call, every)
 
@@ -107,4 +111,5 @@ def embedding(call: Call) -> Dims:
     """Rows are looked up by number, so only columns can go."""
     rows, columns = call.trace.weight(call.leaf.weight)
     call.fix(rows, "rows of a table")
+    call.layer(rows, columns)
     return (*call.first(), columns)

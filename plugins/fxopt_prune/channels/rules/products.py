@@ -29,6 +29,7 @@ def linear(call: Call) -> Dims:
     """A linear layer whose weight is computed, or a part of one."""
     given = call.arguments
     x, (outputs, inputs) = call.dims(given["input"]), call.dims(given["weight"])
+    call.layer(inputs, outputs)
     call.couple(x[-1], inputs)
     if given["bias"] is not None:
         call.couple(call.dims(given["bias"])[0], outputs)

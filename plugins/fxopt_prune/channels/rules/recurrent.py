@@ -36,6 +36,7 @@ def _weights(call: Call, name: str, come: Labels, units: Labels) -> None:
     gates = np.tile(units, _GATES[type(call.leaf)])
     for kind, columns in (("ih", come), ("hh", units)):
         rows, inputs = call.trace.weight(getattr(call.leaf, f"weight_{kind}_{name}"))
+        call.layer(inputs, rows)
         call.couple(rows, gates)
         call.couple(inputs, columns)
         if call.leaf.bias:
