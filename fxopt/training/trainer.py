@@ -125,11 +125,17 @@ class Trainer:
     def losses(self, program: Program) -> Iterator[torch.Tensor]:
         """The user's loss on batch after batch, for what wants its gradients.
 
+        Batches go to where the program's parameters are.
+
         Raises:
             InputError: The data cannot be used, or there is no loss.
         """
+        from accelerate.utils import send_to_device
+
         objective = self._loss(program)
-        for args, kwargs, target in walk(self.settings.data, self.labelled, self.seed):
+        home = next((p.device for p in program.module.parameters()), torch.device("cpu"))
+        for batch in walk(self.settings.data, self.labelled, self.seed):
+            args, kwargs, target = send_to_device(batch, home)
             flat = program.signature.flatten(args, kwargs)
             yield objective(program(*flat), flat, target)
 

@@ -121,7 +121,7 @@ def separately(weight: torch.Tensor, rank: int, basis: Basis) -> Stages:
     _, _, v = torch.linalg.svd(flat.movedim(1, 0), full_matrices=False)
     kernels = v[:, :rank]  # (inputs, rank, taps)
     wide = kernels.flatten(0, 1)
-    owner = torch.arange(inputs).repeat_interleave(kernels.shape[1])
+    owner = torch.arange(inputs, device=weight.device).repeat_interleave(kernels.shape[1])
     gram = basis[0][owner][:, owner] * (wide @ wide.T)
     right = torch.einsum("oit,ij,jrt->ojr", flat, basis[0], kernels).flatten(1)
     mixture = right @ torch.linalg.pinv(gram, hermitian=True)
@@ -199,7 +199,8 @@ def _alternating(tensor: torch.Tensor, rank: int, steps: int = 50) -> list[torch
             others = [factors[other] for other in modes if other != mode]
             gram = math.prod((each.T @ each for each in others[1:]), start=others[0].T @ others[0])
             flat = tensor.movedim(mode, 0).flatten(1)
-            held = gram + 1e-9 * gram.diagonal().mean() * torch.eye(rank, dtype=gram.dtype)
+            ridge = torch.eye(rank, dtype=gram.dtype, device=gram.device)
+            held = gram + 1e-9 * gram.diagonal().mean() * ridge
             factors[mode] = torch.linalg.solve(held, (flat @ _products_of(others)).T).T
     return factors
 
@@ -209,9 +210,8 @@ def _start(tensor: torch.Tensor, mode: int, rank: int) -> torch.Tensor:
     flat = tensor.movedim(mode, 0).flatten(1)
     u, _, _ = torch.linalg.svd(flat, full_matrices=False)
     random = torch.Generator().manual_seed(mode)
-    start = torch.randn(len(flat), rank, generator=random, dtype=tensor.dtype) / math.sqrt(
-        len(flat)
-    )
+    start = torch.randn(len(flat), rank, generator=random, dtype=tensor.dtype).to(tensor.device)
+    start /= math.sqrt(len(flat))
     known = min(rank, u.shape[1])
     start[:, :known] = u[:, :known]
     return start

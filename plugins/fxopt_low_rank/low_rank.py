@@ -197,7 +197,7 @@ def _basis(weight: torch.Tensor, known: Statistics | None) -> Basis:
     if known is not None:
         return known.inputs.covariance, known.outputs.covariance
     flat = weight.flatten(1)
-    return torch.eye(weight.shape[1], dtype=weight.dtype), flat @ flat.T
+    return torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device), flat @ flat.T
 
 
 def _error(weight: torch.Tensor, stages: Stages, basis: Basis) -> float:

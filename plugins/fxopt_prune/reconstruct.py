@@ -186,7 +186,7 @@ class _Sums:
         if self._shifts:
             squares, products = squares - torch.outer(x, x), products - torch.outer(y, x)
         held = _RIDGE * squares.diagonal().mean() + torch.finfo(torch.float64).tiny
-        matrix = squares + held * torch.eye(len(squares), dtype=squares.dtype)
+        matrix = squares + held * torch.eye(len(squares), dtype=squares.dtype, device=held.device)
         change = torch.linalg.solve(matrix, (products - weight @ squares).T).T
         fitted = weight + change
         return fitted, y - fitted @ x

@@ -213,7 +213,7 @@ def _by_channel(edit: Edit, link: Link, clip: fx.Node) -> torch.Tensor | None:
     """Replaces a clip by one with a bound per channel; None where no rewrite is left for it."""
     value = clip.meta["val"]
     shape = [value.shape[-1]] if link.linear else [1, value.shape[1], *[1] * (value.dim() - 2)]
-    bounds = torch.full(shape, link.clips[clip], dtype=value.dtype)
+    bounds = torch.full(shape, link.clips[clip], dtype=value.dtype, device=value.device)
     positive = edit.call(aten.relu.default, clip.args[0], before=clip)
     constant = edit.constant(bounds, before=clip, name="channel_bounds")
     new = edit.replace(clip, aten.minimum.default, positive, constant)

@@ -20,6 +20,8 @@ from .support import data, net, relative
 
 LOSSY = [
     Prune(ratio=0.5), Sparsify(ratio=0.5), LowRank(keep=0.5, cost="work"),
+    LowRank(keep=0.5, cost="work", method="cp", weighted=False),
+    LowRank(keep=0.5, cost="work", method="separable"),
     Quantize(), Quantize(weight_bits=4, rounding="gptq"), QuantizeDynamic(),
     QuantizeWeights(group=32),
 ]  # fmt: skip

@@ -48,6 +48,13 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_losses_are_of_batches_where_the_program_is():
+    program = program_of()
+    program.module.to("meta")
+    losses = list(Trainer(Training(shuffled())).losses(program))
+    assert [loss.device.type for loss in losses] == ["meta"] * 10
+
+
 def test_training_lowers_the_loss_and_leaves_modes_as_they_were():
     program = program_of()
     before = weights(program)

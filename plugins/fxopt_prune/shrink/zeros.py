@@ -33,5 +33,6 @@ def zeroed(program: Program, structure: Structure, units: Collection[int]) -> Pr
         for old, new in pairs:
             if id(old) in structure.trace.weights and id(old) not in variances:
                 for dim, labels in enumerate(structure.trace.weights[id(old)][1]):
-                    new.index_fill_(dim, torch.from_numpy(np.flatnonzero(gone[labels])), 0)
+                    zero = torch.from_numpy(np.flatnonzero(gone[labels])).to(new.device)
+                    new.index_fill_(dim, zero, 0)
     return twin
