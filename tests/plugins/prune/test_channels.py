@@ -333,6 +333,26 @@ def test_axes_are_swapped_and_a_bias_is_expanded():
     assert groups_of(structure) == {"first.weight": 8}
 
 
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda m, x, a: x[:, :1, :1, :1].expand_as(a),
+        lambda m, x, a: x[:, :1, :1, :1].expand(a.shape),
+        lambda m, x, a: m.gate.expand_as(a),
+    ],
+    ids=["activation", "sizes", "parameter"],
+)
+def test_what_is_expanded_to_a_size_goes_with_what_has_it(gate):
+    def call(m, x):
+        a = m.stem(x)
+        return m.head(torch.cat([a, gate(m, x, a)], 1))
+
+    model = Forward(call, stem=conv(3, 8), head=conv(16, 3))
+    model.gate = nn.Parameter(torch.randn(1, 1, 1, 1))
+    structure = check_model(model, random(2, 3, 6, 6))
+    assert not structure.barriers
+
+
 def test_what_is_not_known_is_a_named_barrier():
     structure = check_model(Unknown(), random(2, 3, 6, 6))
     assert groups_of(structure) == {"second.weight": 8}

@@ -255,7 +255,7 @@ def _padded(call: Call, x: Dims, dim: int, amounts: tuple[int, int], constant: b
     return along(x, dim, lambda labels: np.concatenate([before, labels, after]))
 
 
-@rule(aten.expand.default, aten.expand_as.default)
+@rule(aten.expand.default)
 def expand(call: Call) -> Dims:
     """Dimensions of size 1 are repeated: the copies stay."""
     x = call.first()

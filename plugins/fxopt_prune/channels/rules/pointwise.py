@@ -50,6 +50,7 @@ _UNTAGGED = {  # torch does not tag all of them
     aten.where.ScalarSelf,
     aten.where.ScalarOther,
     aten.where.Scalar,
+    aten.expand_as.default,  # nothing but the broadcast
 }
 
 
