@@ -20,6 +20,7 @@ from fxopt.plugin import (
     Target,
 )
 from fxopt_substitute.activations import ACTIVATIONS, Activation
+from fxopt_substitute.outputs import yields_output
 
 Pair = tuple[Activation, Activation]
 
@@ -30,7 +31,8 @@ class Substitute(Pass):
 
     The default replaces what has an exponential by what is linear in pieces, as MobileNetV3 does
     (Howard et al., "Searching for MobileNetV3", 2019). Others, such as ``gelu=relu``, want to be
-    trained afterwards: ``substitute,distill``. What yields an output of the model stays.
+    trained afterwards: ``substitute,distill``. What yields an output of the model stays, also
+    where its values are only moved on the way, or change their dtype.
 
     For a convolution in two parts, depthwise and pointwise, see ``low_rank{method=separable}``.
 
@@ -58,7 +60,7 @@ class Substitute(Pass):
     def run(self, program: Program, context: Context) -> PassResult:
         """Replaces."""
         calls = self._calls(program)
-        inner = {node: pair for node, pair in calls.items() if not _is_output(node)}
+        inner = {node: pair for node, pair in calls.items() if not yields_output(program, node)}
         order = list(inner)
         if context.calibration is not None and self.share < 1:
             changes = _changes(program, inner, context.calibration)
@@ -102,10 +104,6 @@ class Substitute(Pass):
             if pair is not None:
                 found[node] = pair
         return found
-
-
-def _is_output(node: fx.Node) -> bool:
-    return any(user.op == "output" for user in node.users)
 
 
 def _changes(

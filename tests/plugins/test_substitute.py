@@ -48,6 +48,34 @@ def test_all_but_outputs_by_default():
     assert result.details["calls"] == 3
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda y: y.squeeze(1),
+        lambda y: y.reshape(-1),
+        lambda y: y.flatten(),
+        lambda y: y.T[None, :, 1:],
+        lambda y: torch.cat([y, y + 1], 1).movedim(0, 1),
+        lambda y: y.float(),
+        lambda y: torch.stack([1 - y, y]).unbind()[1],
+        lambda y: y.chunk(2)[0][:, None].expand(2, 3, 1).contiguous(),
+        lambda y: nn.functional.dropout(y.unsqueeze(0), 0.5),
+    ],
+)  # fmt: skip
+def test_views_of_what_yields_an_output_yield_it_too(view):
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(6, 1)
+
+        def forward(self, x):
+            return view(self.head(x).sigmoid())
+
+    program, result = run_pass(Substitute(), case_of(Head()))
+    assert aten.sigmoid.default in targets(program)
+    assert "output of the model" in str(result.refused)
+
+
 def test_it_computes_the_other_function():
     case = case_of()
     program, _ = run_pass(Substitute(), case)
