@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxopt.api.collapse import with_warning
 from fxopt.api.parts import optimize_parts
 from fxopt.api.request import Request, make_request
 from fxopt.api.saving import Source, keep_source
@@ -57,6 +58,9 @@ def optimize(
     """Makes a trained model faster on this machine, and says how and at what cost.
 
     The model is not changed. Weights that no pass touches are shared with it, not copied.
+
+    Lossy passes without a limit (``max_drop`` or ``max_drift``) may cost any amount of quality. A
+    warning, and a note in the report, tell where outputs have little to do with the original's.
 
     Args:
         model: A trained module; it is optimized for inference.
@@ -117,7 +121,8 @@ def optimize(
         if request.training is not None:
             request.training.check()
         fast = _dispatch(model, inputs, request)
-    fast.attach(fast.report.finished(time.perf_counter() - start))
+    report = with_warning(fast.report, request)
+    fast.attach(report.finished(time.perf_counter() - start))
     if request.workdir is not None:
         save_report(fast.report, request.workdir / "report.json")
     return fast
