@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fxopt.plugin import Pass, hookimpl
-from fxopt_quantize.dynamic import DynamicLinear, DynamicLSTM, QuantizeDynamic
+from fxopt_quantize.dynamic import DynamicLinear, DynamicRecurrent, QuantizeDynamic
 from fxopt_quantize.floats import QuantizeFloats, RoundFloatRows, RoundFloats
 from fxopt_quantize.modules import (
     FakeQuantize,
@@ -23,8 +23,8 @@ from fxopt_quantize.weight_only import (
 )
 
 __all__ = [
-    "DynamicLSTM",
     "DynamicLinear",
+    "DynamicRecurrent",
     "FakeQuantize",
     "FakeQuantizePerChannel",
     "QuantConv",

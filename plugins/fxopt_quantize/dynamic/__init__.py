@@ -2,6 +2,6 @@
 
 from fxopt_quantize.dynamic.modules import DynamicLinear
 from fxopt_quantize.dynamic.quantize_dynamic import QuantizeDynamic
-from fxopt_quantize.dynamic.recurrent import DynamicLSTM
+from fxopt_quantize.dynamic.recurrent import DynamicRecurrent
 
-__all__ = ["DynamicLSTM", "DynamicLinear", "QuantizeDynamic"]
+__all__ = ["DynamicLinear", "DynamicRecurrent", "QuantizeDynamic"]

@@ -1,4 +1,4 @@
-"""The pass: linear layers and LSTMs in int8, with ranges of activations found on each call."""
+"""The pass: linear and recurrent layers in int8, with ranges of activations found on each call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from fxopt.plugin import Context, Lossy, Milder, Pass, PassInfo, PassResult, Program, Target
 from fxopt_quantize.dynamic.modules import DynamicLinear
-from fxopt_quantize.dynamic.recurrent import DynamicLSTM, RowStore, recurrent_refusal
+from fxopt_quantize.dynamic.recurrent import DynamicRecurrent, RowStore, recurrent_refusal
 from fxopt_quantize.formats import NumberFormat, safe
 from fxopt_quantize.layers import LayerFactory, refusal
 from fxopt_quantize.measured import measured
@@ -26,9 +26,9 @@ class QuantizeDynamic(Pass):
 
     No data are needed, and no outlier of one token coarsens another one: the scheme of Yao et al.,
     "ZeroQuant", 2022, token by token, both symmetric. Finding the ranges costs a pass over each
-    layer's input, so it is for layers with many outputs, as transformers have them. LSTMs, whose
-    states no calibration could bound for all steps, take their input and state as
-    :class:`DynamicLSTM` says.
+    layer's input, so it is for layers with many outputs, as transformers have them. Recurrent
+    layers, whose states no calibration could bound for all steps, take their input and state as
+    :class:`DynamicRecurrent` says.
 
     Attributes:
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
@@ -80,7 +80,7 @@ class QuantizeDynamic(Pass):
 
     def _counterparts(
         self, program: Program, refused: Mapping[fx.Node, str], target: Target
-    ) -> dict[fx.Node, QuantLayer | DynamicLSTM]:
+    ) -> dict[fx.Node, QuantLayer | DynamicRecurrent]:
         """The layers in int8; a layer that is called twice gives one, tied weights stay tied."""
         factory = _Factory(safe(target))
         taken = [node for node in _layers(program) if node not in refused]
@@ -88,18 +88,18 @@ class QuantizeDynamic(Pass):
 
 
 class _Factory:
-    """Makes the counterparts of linear layers and LSTMs."""
+    """Makes the counterparts of linear and recurrent layers."""
 
     def __init__(self, number: NumberFormat) -> None:
         self._linear = LayerFactory(number, linear=DynamicLinear)
         self._matrices = RowStore()
-        self._recurrent: dict[nn.Module, DynamicLSTM] = {}
+        self._recurrent: dict[nn.Module, DynamicRecurrent] = {}
 
-    def quantized(self, layer: nn.Module) -> QuantLayer | DynamicLSTM:
-        if not isinstance(layer, nn.LSTM):
+    def quantized(self, layer: nn.Module) -> QuantLayer | DynamicRecurrent:
+        if not isinstance(layer, nn.RNNBase):
             return self._linear.quantized(layer)
         if layer not in self._recurrent:
-            self._recurrent[layer] = DynamicLSTM(layer, self._matrices.stored(layer))
+            self._recurrent[layer] = DynamicRecurrent(layer, self._matrices.stored(layer))
         return self._recurrent[layer]
 
 

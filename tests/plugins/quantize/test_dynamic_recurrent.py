@@ -1,4 +1,6 @@
-"""LSTMs in dynamic int8: beside integers by NumPy, and every backend."""
+"""Recurrent layers in dynamic int8: beside integers by NumPy, and every backend."""
+
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,11 +21,17 @@ from fxopt_eager import Eager
 from fxopt_inductor import Inductor
 from fxopt_onnxruntime import ONNXRuntime
 from fxopt_openvino import OpenVINO
-from fxopt_quantize import DynamicLSTM, QuantizeDynamic
+from fxopt_quantize import DynamicRecurrent, QuantizeDynamic
 from fxopt_quantize.dynamic.modules import rounded_whole
 from tests.plugins.quantize.support import Tagger, relative
 
 CPU = find_target("cpu")
+LAYERS = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "tanh": nn.RNN,
+    "relu": partial(nn.RNN, nonlinearity="relu"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +41,11 @@ def _seeded():
 
 @pytest.fixture
 def tagger():
-    layer = nn.LSTM(24, 16, 2, bidirectional=True, batch_first=True)
-    return Tagger(layer, 32).eval()
+    return tagger_of("lstm")
+
+
+def tagger_of(kind):
+    return Tagger(LAYERS[kind](24, 16, 2, bidirectional=True, batch_first=True), 32).eval()
 
 
 @pytest.fixture
@@ -42,8 +53,8 @@ def x():
     return torch.randn(2, 5, 24)
 
 
-def dynamic(model, x, **fields):
-    program = capture_program(model.eval(), (x,), {}).clone()
+def dynamic(model, *inputs, **fields):
+    program = capture_program(model.eval(), inputs, {}).clone()
     result = QuantizeDynamic(**fields).run(program, Context(CPU))
     program.verify()
     return program, result
@@ -64,55 +75,98 @@ def test_values_become_256_levels_with_zero_among_them(size, power, positive, se
     assert rounded_whole(x[:0]).shape == (0,)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=40)
 @given(
+    kind=st.sampled_from(sorted(LAYERS)),
     sizes=st.tuples(*(st.integers(1, 6) for _ in range(4))),
     levels=st.integers(1, 3),
-    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    flags=st.tuples(*(st.booleans() for _ in range(5))),
     seed=st.integers(0, 1000),
 )
-def test_it_is_arithmetic_on_integers(sizes, levels, flags, seed):
+def test_it_is_arithmetic_on_integers(kind, sizes, levels, flags, seed):
     torch.manual_seed(seed)
     steps, batch, width, hidden = sizes
-    bias, batch_first, both = flags
-    layer = nn.LSTM(width, hidden, levels, bias, batch_first, bidirectional=both).double()
-    x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), width).double()
-    program, _ = dynamic(nn.Sequential(layer), x)
-    given_x = x.transpose(0, 1).numpy() if batch_first else x.numpy()
-    expected = simulated(layer, given_x)
-    expected = expected.swapaxes(0, 1) if batch_first else expected
-    mine = program(x)[0].detach().numpy()
-    np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-10)
+    bias, batch_first, both, begun, batched = flags
+    batch = batch if batched else 1
+    layer = LAYERS[kind](
+        width, hidden, levels, bias=bias, batch_first=batch_first, bidirectional=both
+    ).double()
+    x = torch.randn(steps, batch, width).double()
+    states = torch.randn(1 + (kind == "lstm"), levels * (1 + both), batch, hidden).double() * begun
+    outputs, ends = simulated(layer, x.numpy(), states.numpy())
+    if not batched:
+        x, states, outputs, ends = x[:, 0], states[:, :, 0], outputs[:, 0], ends[:, :, 0]
+    elif batch_first:
+        x, outputs = x.transpose(0, 1), outputs.swapaxes(0, 1)
+    inputs = (x, *states) if begun else (x,)
+    program, result = dynamic(Begun(layer), *inputs)
+    assert (result.details["layers"], result.details["float_layers"]) == (1, 0)
+    mine = [tensor.detach().numpy() for tensor in program(*inputs)]
+    for tensor, expected in zip(mine, (outputs, *ends), strict=True):
+        np.testing.assert_allclose(tensor, expected, rtol=1e-9, atol=1e-10)
 
 
-def simulated(layer, x):
-    """All outputs, steps first, by the definition of an LSTM and products of integers."""
+class Begun(nn.Module):
+    """A recurrent layer that may be given the states to begin with, each by itself."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, *states):
+        pair = isinstance(self.layer, nn.LSTM)
+        outputs, ends = self.layer(x, (states if pair else states[0]) if states else None)
+        return outputs, *(ends if pair else (ends,))
+
+
+def simulated(layer, x, states):
+    """All outputs and the last states, steps first, by definition and products of integers."""
     weights = {name: tensor.detach().numpy() for name, tensor in layer.named_parameters()}
+    ends = []
     for level in range(layer.num_layers):
         sides = []
         for suffix in ("", "_reverse")[: 2 if layer.bidirectional else 1]:
-            part = {k: weights.get(f"{k}_l{level}{suffix}") for k in KINDS}
-            sides.append(one_direction(part, x[::-1] if suffix else x))
-            sides[-1] = sides[-1][::-1] if suffix else sides[-1]
+            part = {k: weights.get(f"{k}_l{level}{suffix}", 0) for k in KINDS}
+            order = slice(None, None, -1 if suffix else 1)
+            outputs, end = one_direction(CELLS[layer.mode], part, x[order], states[:, len(ends)])
+            sides.append(outputs[order])
+            ends.append(end)
         x = np.concatenate(sides, -1)
-    return x
+    return x, np.stack(ends, 1)
 
 
 KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def one_direction(part, x):
-    bias = 0 if part["bias_ih"] is None else part["bias_ih"] + part["bias_hh"]
-    hidden = cell = np.zeros((x.shape[1], part["weight_hh"].shape[1]))
-    gates, outputs = integer_product(x, part["weight_ih"]) + bias, []
-    for step in gates:
-        enter, forget, new, leave = np.split(
-            step + integer_product(hidden, part["weight_hh"]), 4, axis=-1
-        )
-        cell = sigmoid(forget) * cell + sigmoid(enter) * np.tanh(new)
-        hidden = sigmoid(leave) * np.tanh(cell)
-        outputs.append(hidden)
-    return np.stack(outputs)
+def one_direction(cell, part, x, states):
+    given, outputs = integer_product(x, part["weight_ih"]) + part["bias_ih"], []
+    for step in given:
+        recurrent = integer_product(states[0], part["weight_hh"]) + part["bias_hh"]
+        states = cell(step, recurrent, *states)
+        outputs.append(states[0])
+    return np.stack(outputs), np.stack(states)
+
+
+def lstm_cell(given, recurrent, hidden, cell):
+    enter, forget, new, leave = np.split(given + recurrent, 4, axis=-1)
+    cell = sigmoid(forget) * cell + sigmoid(enter) * np.tanh(new)
+    return sigmoid(leave) * np.tanh(cell), cell
+
+
+def gru_cell(given, recurrent, hidden):
+    """nn.GRU's: r, z, n = ..., tanh(W_in x + b_in + r * (W_hn h + b_hn))."""
+    x_r, x_z, x_n = np.split(given, 3, axis=-1)
+    h_r, h_z, h_n = np.split(recurrent, 3, axis=-1)
+    z = sigmoid(x_z + h_z)
+    return ((1 - z) * np.tanh(x_n + sigmoid(x_r + h_r) * h_n) + z * hidden,)
+
+
+CELLS = {
+    "LSTM": lstm_cell,
+    "GRU": gru_cell,
+    "RNN_TANH": lambda given, recurrent, hidden: (np.tanh(given + recurrent),),
+    "RNN_RELU": lambda given, recurrent, hidden: (np.maximum(given + recurrent, 0),),
+}
 
 
 def integer_product(x, weight):
@@ -164,9 +218,20 @@ class Both(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "backend", [Eager(), OpenVINO(), Inductor()], ids=["eager", "openvino", "inductor"]
+    ("backend", "kind"),
+    [
+        (Eager(), "lstm"),
+        (OpenVINO(), "lstm"),
+        (Inductor(), "lstm"),
+        (OpenVINO(), "gru"),
+        (Inductor(), "gru"),
+        (ONNXRuntime(), "gru"),
+        (ONNXRuntime(), "tanh"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__.lower(),
 )
-def test_others_compute_in_float_and_say_so(tagger, x, backend):
+def test_others_compute_in_float_and_say_so(kind, x, backend):
+    tagger = tagger_of(kind)
     if (reason := backend.unavailable()) is not None:
         pytest.skip(reason)
     program, _ = dynamic(tagger, x, skip=("head",))
@@ -181,7 +246,7 @@ def test_others_compute_in_float_and_say_so(tagger, x, backend):
 
 def test_a_layer_called_twice_is_one(tagger, x):
     program, result = dynamic(tagger, x)
-    first, second = (program.leaf(node) for node in program.find(DynamicLSTM))
+    first, second = (program.leaf(node) for node in program.find(DynamicRecurrent))
     assert first is second
     assert result.summary == "3 layers int8, rounded on each call"
 
@@ -190,7 +255,7 @@ def test_tied_weights_stay_tied(x):
     model = Both()
     model.right.weight_hh_l0 = model.left.weight_hh_l0
     program, _ = dynamic(model, x)
-    left, right = (program.leaf(node) for node in program.find(DynamicLSTM))
+    left, right = (program.leaf(node) for node in program.find(DynamicRecurrent))
     assert left is not right
     assert left.weight_hh_l0_packed is right.weight_hh_l0_packed
 
@@ -204,7 +269,9 @@ def test_the_number_of_steps_may_change(x):
             assert relative(program(other)[0], model(other)[0]) < 0.02
 
 
-def test_weights_take_fewer_bytes_and_are_saved_so(tagger, x, tmp_path):
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_weights_take_fewer_bytes_and_are_saved_so(kind, x, tmp_path):
+    tagger = tagger_of(kind)
     program, _ = dynamic(tagger, x)
     plain = capture_program(tagger, (x,), {})
     assert program.weight_bytes() < 0.45 * plain.weight_bytes()  # of which many are scales here
@@ -232,16 +299,9 @@ def test_a_drift_is_kept_by_leaving_layers_in_float(tagger, x):
     assert set(record.details["costs"]) == {"layer", "head"}
 
 
-@pytest.mark.parametrize(
-    ("layer", "width", "reason"),
-    [
-        (nn.GRU(24, 16), 16, "only LSTMs have int8 kernels"),
-        (nn.LSTM(24, 16, proj_size=8), 8, "projections"),
-    ],
-    ids=["gru", "projected"],
-)
-def test_what_stays_in_float_is_told(layer, width, reason, x):
-    _, result = dynamic(Tagger(layer, width), x)
-    assert reason in result.refused[0]
+def test_what_stays_in_float_is_told(x):
+    model = Tagger(nn.LSTM(24, 16, proj_size=8), 8)
+    _, result = dynamic(model, x)
+    assert "projections" in result.refused[0]
     with pytest.raises(PassError, match=r"'layre'.*no such layer"):
-        dynamic(Tagger(layer, width), x, skip=("layre",))
+        dynamic(model, x, skip=("layre",))
