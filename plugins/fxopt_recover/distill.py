@@ -32,10 +32,10 @@ class Distill(Pass):
         weight: What the original says counts for, against the labels; 1 without labels.
         hints: What else is imitated within: nothing (``off``); where the network attends to, the
             normalised mean square over channels (``attention``, Zagoruyko and Komodakis, 2017);
-            or the values themselves, through the best linear map where there are fewer channels
-            (``features``, as FitNets, Romero et al. 2015).
+            or the values themselves, where channels differ through a linear map that is trained
+            with the student (``features``, as FitNets, Romero et al. 2015).
         layers: Names of the layers whose outputs those hints take; ``*`` matches any text. By
-            default the last layer of each size of image or number of tokens.
+            default the last layer within of each size of image or number of tokens, and of vectors.
         hint_weight: What the hints count for, relative to the outputs.
         keep_zeros: Whether weights of linear layers and convolutions that are zero stay zero, as
             after pruning single weights. A layer whose weights are all zero learns in any case.
@@ -65,15 +65,15 @@ class Distill(Pass):
         """Trains.
 
         Raises:
-            PassError: There is no original to learn from, ``layers`` match none, or outputs have
-                no ``logits``.
+            PassError: There is no original to learn from, there are no layers for ``hints``, or
+                outputs have no ``logits``.
         """
         assert context.training is not None
         source = context.teacher or context.original
         if source is None:
             raise PassError("distill needs the original program, and the context has none")
         teacher = source.clone()  # it moves to where training happens
-        hints = Hints.between(program, teacher, self.hints, self.layers)
+        hints = Hints.between(program, teacher, self.hints, self.layers, context.examples)
         imitation = Imitation(
             teacher,
             context.training.criterion_of(program),

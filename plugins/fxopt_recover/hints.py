@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -10,51 +10,79 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fxopt.plugin import Program, check_names, is_named
+from fxopt.plugin import Program
+from fxopt_recover.distances import relative_square
+from fxopt_recover.layers import Layer, choose_layers
+from fxopt_recover.regressor import fit, make_regressor
 
 Kind = Literal["off", "attention", "features"]
+
+_REGRESSORS = "hint_regressors"
 
 
 class Hints:
     """Compares the outputs of layers of two programs, each time both have run.
 
-    Use as a context: it watches the layers within.
+    Use as a context: it watches the layers within. Where channels do not match, the student's
+    module has a part more there, the regressors, which are trained and saved with the rest.
 
     Args:
         student: The program that learns.
         teacher: The one that it learns from.
-        names: Qualified names of layers of both.
+        layers: Of both.
         kind: What of their outputs is compared.
     """
 
-    def __init__(self, student: Program, teacher: Program, names: list[str], kind: Kind) -> None:
-        self._names = names
+    def __init__(
+        self, student: Program, teacher: Program, layers: Sequence[Layer], kind: Kind
+    ) -> None:
+        self._student, self._teacher, self._layers = student, teacher, layers
         self._compare = _COMPARISONS.get(kind, _attention_distance)
+        names = [layer.name for layer in layers]
         self._watched = (_Watch(student, names), _Watch(teacher, names))
+        self._regressors = nn.ModuleList(
+            _regressor(layer) if kind == "features" else nn.Identity() for layer in layers
+        )
+        # else the regressors alone would be trained of a model that is frozen for inference
+        asks = any(weight.requires_grad for weight in student.module.parameters())
+        self._regressors.requires_grad_(asks)
 
     @classmethod
     def between(
-        cls, student: Program, teacher: Program, kind: Kind, patterns: tuple[str, ...]
+        cls,
+        student: Program,
+        teacher: Program,
+        kind: Kind,
+        patterns: tuple[str, ...],
+        examples: Sequence[Sequence[Any]] = (),
     ) -> Hints:
         """The hints that some settings ask for.
 
+        Args:
+            student: The program that learns.
+            teacher: The one that it learns from.
+            kind: What of outputs is compared.
+            patterns: Of names of layers.
+            examples: Flat inputs, on which regressors are fitted to begin with.
+
         Raises:
-            PassError: A pattern matches no layer that both have.
+            PassError: There are no such layers, or they do not fit each other.
         """
         if kind == "off":
             return cls(student, teacher, [], kind)
-        shared = _layers_of_both(student, teacher)
-        if not patterns:
-            return cls(student, teacher, _last_of_each_size(teacher, shared), kind)
-        check_names(patterns, shared, "layers, which both networks need to have,")
-        return cls(student, teacher, [n for n in shared if is_named(n, patterns)], kind)
+        layers = choose_layers(student, teacher, patterns, maps=kind == "attention")
+        hints = cls(student, teacher, layers, kind)
+        if examples:
+            hints._fit(examples[0])
+        return hints
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._layers)
 
     def __enter__(self) -> Hints:
         for watch in self._watched:
             watch.begin()
+        self._student.module.add_module(_REGRESSORS, self._regressors)
         return self
 
     def __exit__(
@@ -65,11 +93,32 @@ class Hints:
     ) -> None:
         for watch in self._watched:
             watch.end()
+        delattr(self._student.module, _REGRESSORS)
 
     def distance(self) -> torch.Tensor:
         """The mean distance over all hints, of the last run of both."""
+        each = zip(self._regressors, self._pairs(), strict=True)
+        return torch.stack([self._compare(regressor(x), y) for regressor, (x, y) in each]).mean()
+
+    @torch.no_grad()
+    def _fit(self, inputs: Sequence[Any]) -> None:
+        with self:
+            self._student(*inputs), self._teacher(*inputs)
+            for regressor, (x, y) in zip(self._regressors, self._pairs(), strict=True):
+                fit(regressor, x.flatten(0, -2), y.flatten(0, -2))
+
+    def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What layers of both have yielded, with channels last."""
         student, teacher = (watch.seen for watch in self._watched)
-        return torch.stack([self._compare(student[n], teacher[n]) for n in self._names]).mean()
+        return [
+            (student[e.name].movedim(e.channel, -1), teacher[e.name].movedim(e.channel, -1))
+            for e in self._layers
+        ]
+
+
+def _regressor(layer: Layer) -> nn.Module:
+    channels, wanted = (value.shape[layer.channel] for value in (layer.own, layer.wanted))
+    return make_regressor(layer.own, channels, wanted)
 
 
 class _Watch:
@@ -97,47 +146,13 @@ class _Watch:
         return keep
 
 
-def _layers_of_both(student: Program, teacher: Program) -> list[str]:
-    """Layers that yield a tensor of more than two dimensions in both, in order."""
-    own = {str(node.target) for node in student.nodes if node.op == "call_module"}
-    found = []
-    for node in teacher.nodes:
-        value = node.meta.get("val")
-        several = isinstance(value, torch.Tensor) and value.dim() > 2
-        if node.op == "call_module" and str(node.target) in own and several:
-            found.append(str(node.target))
-    return list(dict.fromkeys(found))
-
-
-def _last_of_each_size(teacher: Program, names: list[str]) -> list[str]:
-    """Of the layers that yield images of one size, or as many tokens, the last one."""
-    last: dict[object, str] = {}
-    for node in teacher.nodes:
-        if node.op == "call_module" and str(node.target) in names:
-            shape = node.meta["val"].shape
-            last[str(shape[2:]) if len(shape) > 3 else str(shape[1])] = str(node.target)
-    return list(last.values())
-
-
 def _attention_distance(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Between maps of the mean square over channels, each normalised to length 1."""
     return (_map(output) - _map(wanted)).square().sum(1).mean()
 
 
 def _map(value: torch.Tensor) -> torch.Tensor:
-    """Channels are along dimension 1 of images, and along the last one of tokens."""
-    channel = 1 if value.dim() > 3 else -1
-    return F.normalize(value.square().mean(channel).flatten(1), dim=1)
+    return F.normalize(value.square().mean(-1).flatten(1), dim=1)
 
 
-def _feature_distance(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """The squared error; of channels that do not match, what a linear map cannot make up for."""
-    channel = 1 if output.dim() > 3 else -1
-    x, y = (each.movedim(channel, -1).flatten(0, -2) for each in (output, wanted))
-    if x.shape != y.shape:
-        fitted = torch.linalg.lstsq(x.detach().float(), y.float()).solution
-        x = x @ fitted.to(x.dtype)
-    return F.mse_loss(x, y) / y.square().mean().clamp(min=1e-12)
-
-
-_COMPARISONS = {"attention": _attention_distance, "features": _feature_distance}
+_COMPARISONS = {"attention": _attention_distance, "features": relative_square}

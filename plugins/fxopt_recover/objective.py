@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from fxopt.plugin import Criterion, Program
+from fxopt_recover.distances import relative_square
 from fxopt_recover.hints import Hints
 from fxopt_recover.scores import Match, class_dimension, is_float
 
@@ -67,8 +68,3 @@ class Imitation:
             for scores in (output, wanted)
         )
         return F.kl_div(found, right, reduction="batchmean", log_target=True) * t * t
-
-
-def relative_square(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """The mean squared error relative to the mean square of what is wanted."""
-    return F.mse_loss(output, wanted) / wanted.square().mean().clamp(min=1e-12)
