@@ -19,7 +19,7 @@ def make_regressor(own: torch.Tensor, channels: int, wanted: int) -> nn.Module:
     if channels == wanted:
         return nn.Identity()
     like = {"dtype": own.dtype, "device": own.device}
-    regressor = nn.utils.skip_init(nn.Linear, channels, wanted, **like)
+    regressor: nn.Linear = nn.utils.skip_init(nn.Linear, channels, wanted, **like)
     nn.init.zeros_(regressor.weight)
     nn.init.zeros_(regressor.bias)
     return regressor

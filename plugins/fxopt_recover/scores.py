@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ def class_dimension(value: torch.Tensor) -> int:
     return 1 if value.dim() > 3 else -1
 
 
-def is_float(value: Any) -> bool:
+def is_float(value: Any) -> TypeGuard[torch.Tensor]:
     """Whether it is a tensor that can be imitated."""
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 

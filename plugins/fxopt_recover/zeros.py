@@ -23,8 +23,9 @@ def keeper(program: Program) -> Callable[[], None]:
     Returns:
         To be called after each step.
     """
-    weights = {program.leaf(node).weight for node in program.find(*_LAYERS)}
-    masks = [(weight, weight != 0) for weight in weights]
+    leaves = {program.leaf(node) for node in program.find(*_LAYERS)}
+    weights = {leaf.get_parameter("weight") for leaf in leaves}
+    masks = [(weight, weight.detach() != 0) for weight in weights]
     sparse = [(weight, mask) for weight, mask in masks if mask.any() and not mask.all()]
 
     def keep() -> None:
