@@ -92,4 +92,4 @@ class _Walk(fx.Interpreter):
 def _rows(leaf: Any, value: torch.Tensor) -> torch.Tensor:
     """The channels of each position, of shape (positions, channels)."""
     channel = -1 if isinstance(leaf, nn.Linear) else -len(leaf.kernel_size) - 1
-    return value.movedim(channel, -1).flatten(0, -2)
+    return value.movedim(channel, -1).reshape(-1, value.shape[channel])

@@ -50,7 +50,7 @@ def _taken(leaf: Any) -> list[Taken]:
 def _channels(leaf: Any, x: torch.Tensor) -> torch.Tensor:
     """Of what a layer takes, as (channels, positions)."""
     channel = -len(leaf.kernel_size) - 1 if hasattr(leaf, "kernel_size") else -1
-    return x.movedim(channel, 0).flatten(1)
+    return x.movedim(channel, 0).reshape(x.shape[channel], -1)
 
 
 def input_energies(program: Program, batches: Iterable[list[Any]]) -> dict[Taken, Scores]:

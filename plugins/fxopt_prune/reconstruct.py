@@ -135,7 +135,7 @@ def _pairs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What is multiplied, as (positions, inputs and taps), and what should come out."""
     if isinstance(layer, nn.Linear):
-        taken, given = x.flatten(0, -2), y.flatten(0, -2)[:, rows]
+        taken, given = (each.reshape(-1, each.shape[-1]) for each in (x, y[..., rows]))
         step = max(1, len(taken) // _COLUMNS)
         return taken[::step], given[::step]
     rank = len(layer.kernel_size)

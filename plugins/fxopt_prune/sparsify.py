@@ -37,14 +37,17 @@ class Sparsify(Pass):
     lossy one; ``finetune`` and ``distill`` keep the zeros.
 
     Attributes:
-        ratio: The share of weights that become zero, from 0 to less than 1.
+        ratio: The share of weights that become zero, from 0 to less than 1, where neither a
+            threshold nor a pattern says how many.
         threshold: If it is not 0, weights of a smaller magnitude become zero instead of a share.
+            It is one for all layers.
         pattern: ``any``, or ``n:m``: of m weights in a row along the inputs, the n that matter
             most stay, such as ``2:4`` (Mishra et al., "Accelerating Sparse Deep Neural Networks",
             2021). What is left over at the end of a row stays.
         importance: The ``magnitude`` of a weight, or that times the norm of what it multiplies on
             calibration data, among the weights of one output (``activation``: Sun et al., "A
-            Simple and Effective Pruning Approach for Large Language Models", 2024).
+            Simple and Effective Pruning Approach for Large Language Models", 2024; convolutions
+            with groups by magnitude).
         scope: Whether each layer loses its share, or all together (``global``).
         skip: Names of layers that stay; ``*`` matches any text.
     """
@@ -65,10 +68,17 @@ class Sparsify(Pass):
             raise ValueError(f"ratio={self.ratio} must be at least 0 and less than 1")
         if self.threshold < 0:
             raise ValueError(f"threshold={self.threshold} must not be negative")
+        if self.threshold and self.importance != "magnitude":
+            raise ValueError("threshold= is of magnitudes: importance must be magnitude with it")
         if self.pattern != "any":
             few, many = self._pattern
             if not 0 < few < many:
                 raise ValueError(f"pattern={self.pattern} must be n:m with 0 < n < m")
+            if self.threshold or self.scope != "layer":
+                raise ValueError(
+                    f"pattern={self.pattern} says how many weights stay in each row: "
+                    "threshold must be 0 and scope must be layer with it"
+                )
 
     def inapplicable(self, program: Program, context: Context) -> str | None:
         """There is nothing to do without a linear layer or convolution."""
@@ -83,14 +93,17 @@ class Sparsify(Pass):
             PassError: ``skip`` matches no layer.
         """
         weights = dict(self._weights(program))
-        scores = self._scores(program, context, weights)
+        scores, unseen = self._scores(program, context, weights)
         masks = self._masks(weights, scores)
         zeros = sum(int((~mask).sum()) for mask in masks.values())
         with program.edit() as edit:
             if any(bool(weights[name][~mask].any()) for name, mask in masks.items()):
                 _apply(edit, weights, masks, f"{zeros} weights are zero")
         total = sum(weight.numel() for weight in weights.values())
-        return edit.result(f"{100 * zeros / max(total, 1):.0f} % of {total} weights", zeros=zeros)
+        told = f"{100 * zeros / max(total, 1):.0f} % of {total} weights"
+        if unseen:
+            told += f", {unseen} layers by weights alone: no data tell what they take"
+        return edit.result(told, zeros=zeros, unseen=unseen)
 
     def milder(self, program: Program, context: Context) -> Milder:
         """Fewer weights become zero; a pattern has nothing in between."""
@@ -130,17 +143,17 @@ class Sparsify(Pass):
 
     def _scores(
         self, program: Program, context: Context, weights: dict[str, nn.Parameter]
-    ) -> dict[str, torch.Tensor]:
-        """What each weight matters."""
+    ) -> tuple[dict[str, torch.Tensor], int]:
+        """What each weight matters, and for how many layers data should tell and do not."""
         magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
         if self.importance == "magnitude":
-            return magnitudes
+            return magnitudes, 0
         energies = input_energies(program, calibration_of(context, "activation"))
-        for name, weight in weights.items():
-            if (id(weight), 1) in energies:
-                norms = torch.from_numpy(energies[id(weight), 1]).sqrt().to(weight)
-                magnitudes[name] *= norms.view(1, -1, *[1] * (weight.dim() - 2))
-        return magnitudes
+        seen = {name: w for name, w in weights.items() if (id(w), 1) in energies}
+        for name, weight in seen.items():
+            norms = torch.from_numpy(energies[id(weight), 1]).sqrt().to(weight)
+            magnitudes[name] *= norms.view(1, -1, *[1] * (weight.dim() - 2))
+        return magnitudes, len(weights) - len(seen)
 
     def _masks(
         self, weights: dict[str, nn.Parameter], scores: dict[str, torch.Tensor]

@@ -19,6 +19,7 @@ from fxopt_low_rank.prices import price_of
 from fxopt_low_rank.ranks import largest_rank, suits, thin_layers, work
 from tests.building import Builder
 from tests.pipeline.support import run
+from tests.plugins.prune.support import Task
 
 F64 = torch.float64
 
@@ -42,6 +43,12 @@ def weight_of(*shape, seed=0):
 def plain(weight):
     flat = weight.flatten(1)
     return identity(weight.shape[1]), flat @ flat.T
+
+
+def test_what_a_layer_takes_may_be_a_vector():
+    program, result = run_pass(by_work(keep=0.5), case_of(Task(), 4, 6))
+    program.verify()
+    assert {"first", "second"} <= result.details["ranks"].keys()
 
 
 # -- factorizations --------------------------------------------------------------------------

@@ -68,6 +68,19 @@ def conv(inputs, outputs, **settings):
     return nn.Conv2d(inputs, outputs, 3, padding=1, **settings)
 
 
+class Task(nn.Module):
+    """A layer takes a vector: one for all examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 16)
+        self.stem, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.task = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        return self.head(self.stem(x) * self.second(torch.relu(self.first(self.task))))
+
+
 def chain(*channels, last=3):
     layers = []
     for inputs, outputs in zip((3, *channels), channels, strict=False):

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from fxopt_prune import Prune
-from tests.plugins.prune.support import case_of, conv, image_case, pruned, random, widths
+from tests.plugins.prune.support import (
+    Task,
+    case_of,
+    conv,
+    image_case,
+    pruned,
+    random,
+    widths,
+)
 
 
 def error(case, program):
@@ -36,6 +44,13 @@ def test_fitting_errs_less(channels):
     plain, _ = pruned(case, reconstruct=False)
     fitted, _ = pruned(case)
     assert error(case, fitted) < 0.7 * error(case, plain)
+
+
+def test_layers_that_take_a_vector_are_fitted_too():
+    case = case_of(Task(), random(4, 6))
+    fitted, result = pruned(case, ratio=0.5, round_to=1)
+    assert result.details["fitted"] == 4
+    assert error(case, fitted) < error(case, pruned(case, ratio=0.5, reconstruct=False)[0])
 
 
 def test_one_rewrite_is_removal_and_fitting():

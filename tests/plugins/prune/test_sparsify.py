@@ -11,7 +11,7 @@ from fxopt.testing import check_pass, run_pass
 from fxopt.training import Trainer, Training
 from fxopt_prune import Sparsify
 from fxopt_recover import Distill
-from tests.plugins.prune.support import case_of, conv, random
+from tests.plugins.prune.support import Task, case_of, conv, random
 
 CASE = case_of(
     nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 6), nn.Flatten(), nn.Linear(6 * 36, 4)),
@@ -70,6 +70,21 @@ def test_activations_count():
         Sparsify(importance="activation").run(program, replace(case.context(), calibration=None))
 
 
+def test_what_a_layer_takes_may_be_a_vector():
+    program, _ = run_pass(Sparsify(importance="activation"), case_of(Task(), random(4, 6)))
+    assert {name: zeros(weight) for name, weight in weights(program).items()} == dict.fromkeys(
+        ("first", "second", "stem", "head"), 0.5
+    )
+
+
+def test_where_data_tell_nothing_it_says_so():
+    model = nn.Sequential(conv(4, 8), conv(8, 8, groups=4), conv(8, 4, groups=2))
+    for importance, told in (("activation", 2), ("magnitude", 0)):
+        _, result = run_pass(Sparsify(importance=importance), case_of(model, random(2, 4, 6, 6)))
+        assert result.details["unseen"] == told
+        assert ("2 layers by weights alone" in result.summary) == bool(told)
+
+
 def test_globally_and_by_threshold():
     program, _ = run_pass(Sparsify(ratio=0.4, scope="global"), CASE)
     every = torch.cat([weight.flatten() for weight in weights(program).values()])
@@ -106,8 +121,10 @@ def test_tied_weights_and_names():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"ratio": 1.0}, {"threshold": -1.0}, {"pattern": "4:2"}, {"pattern": "some"}],
-)
+    [{"ratio": 1.0}, {"threshold": -1.0}, {"pattern": "4:2"}, {"pattern": "some"},
+     {"pattern": "2:4", "threshold": 0.1}, {"pattern": "2:4", "scope": "global"},
+     {"threshold": 0.1, "importance": "activation"}],
+)  # fmt: skip
 def test_settings_are_checked(settings):
     with pytest.raises(ValueError, match="must"):
         Sparsify(**settings)
