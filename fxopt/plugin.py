@@ -39,7 +39,7 @@ from fxopt.passes import (
     check_names,
     is_named,
 )
-from fxopt.training import Criterion, Trained, Trainer
+from fxopt.training import Criterion, Trained, Trainer, zero_keeper
 
 __all__ = [
     "Analysis",
@@ -81,4 +81,5 @@ __all__ = [
     "keep_files",
     "paged",
     "windows",
+    "zero_keeper",
 ]

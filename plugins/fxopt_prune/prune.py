@@ -22,6 +22,7 @@ from fxopt.plugin import (
     Target,
     check_names,
     is_named,
+    zero_keeper,
 )
 from fxopt_prune.channels import Group, Structure, find_groups
 from fxopt_prune.energies import all_taken, takes_channels
@@ -84,12 +85,14 @@ class Prune(Pass):
         round_to: Channels left in a layer are a multiple of so many, where there are at least
             twice as many; 0 is what suits the target and the size of the layer.
         reconstruct: Whether the layers that are left are fitted to the outputs that they had, by
-            least squares on calibration data if there are some; needs no labels.
+            least squares on calibration data if there are some; needs no labels. Single weights
+            that were zero do not stay so.
         samples: How many calibration samples that uses at most, rounded up to whole batches.
         steps: In how many steps it is done, each of which removes the same share of what is left.
             Between them, the program is trained as ``fxopt.optimize(training=)`` says, if that has
             labels: what matters is judged anew after each (Han et al., "Learning both Weights and
-            Connections for Efficient Neural Networks", 2015).
+            Connections for Efficient Neural Networks", 2015). Weights that are zero by then stay
+            zero in training.
         skip: Names of layers whose own channels stay, those that they yield; what they take may
             go where nothing else keeps it. ``*`` matches any text.
     """
@@ -135,7 +138,12 @@ class Prune(Pass):
             every.add(found)
             if step < self.steps and found.units and _has_labels(context):
                 assert context.training is not None
-                context.training.train(program, name=f"prune_step_{step}")
+                context.training.train(
+                    program,
+                    name=f"prune_step_{step}",
+                    after_step=zero_keeper(program),
+                    key=repr(self),
+                )
         return edit.result(
             _summary(every, before, program.weight_bytes()),
             units=every.units,

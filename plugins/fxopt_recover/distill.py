@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxopt.plugin import Context, Lossy, Pass, PassError, PassInfo, PassResult, Program
+from fxopt.plugin import (
+    Context,
+    Lossy,
+    Pass,
+    PassError,
+    PassInfo,
+    PassResult,
+    Program,
+    zero_keeper,
+)
 from fxopt_recover.hints import Hints, Kind
 from fxopt_recover.objective import Imitation
 from fxopt_recover.scores import Match, choose
-from fxopt_recover.zeros import keeper
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Distill(Pass):
             hints=hints,
             hint_weight=self.hint_weight,
         )
-        keep = keeper(program) if self.keep_zeros else None
+        keep = zero_keeper(program) if self.keep_zeros else None
         key = f"{self!r} {source.fingerprint()}"
         with program.edit() as edit, edit.together("weights trained") as permitted, hints:
             if not permitted:

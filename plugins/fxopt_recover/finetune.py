@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxopt.plugin import Context, Lossy, Pass, PassError, PassInfo, PassResult, Program
-from fxopt_recover.zeros import keeper
+from fxopt.plugin import Context, Lossy, Pass, PassError, PassInfo, PassResult, Program, zero_keeper
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Finetune(Pass):
                 "finetune needs labels and a loss: give fxopt.Training(data, loss=)",
                 hint="distill learns from the original model, without labels",
             )
-        keep = keeper(program) if self.keep_zeros else None
+        keep = zero_keeper(program) if self.keep_zeros else None
         with program.edit() as edit, edit.together("weights trained") as permitted:
             if not permitted:
                 return edit.result()

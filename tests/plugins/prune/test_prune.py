@@ -237,6 +237,22 @@ def test_between_steps_it_trains():
     assert Noting.noted == [("prune_step_1", [8])]  # and not without labels
 
 
+def test_training_between_steps_keeps_zeros():
+    case = image_case(16)
+    program = case.program.clone()
+    (node,) = program.find(nn.Conv2d)
+    with torch.no_grad():
+        program.leaf(node).weight[:, 1] = 0
+    before = program.leaf(node).weight.clone()
+    data = [(case.inputs[0][0], torch.tensor([0, 1, 2, 0]))]
+    context = replace(case.context(), training=Trainer(Training(data, epochs=3)))
+    Prune(ratio=0.5, round_to=1, steps=2, reconstruct=False).run(program, context)
+    weight = program.leaf(node).weight
+    assert not weight[:, 1].any()
+    assert weight[:, 0].abs().min() > 0
+    assert not any(torch.equal(row, old) for row in weight for old in before)  # it was trained
+
+
 @pytest.mark.parametrize("name", ["0.typo", "nothing*"])
 def test_names_that_match_nothing_are_errors(name):
     with pytest.raises(PassError, match="no such layer"):

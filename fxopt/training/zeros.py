@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fxopt.plugin import Program
+from fxopt.ir import Program
 
 _LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -15,13 +15,13 @@ _LAYERS = (
 )  # fmt: skip
 
 
-def keeper(program: Program) -> Callable[[], None]:
+def zero_keeper(program: Program) -> Callable[[], None]:
     """What puts zeros back where weights of linear layers and convolutions have them now.
 
     Weights that are zero altogether have yet to be learned, such as a head that begins with zeros.
 
     Returns:
-        To be called after each step.
+        To be called after each step: the ``after_step`` of ``Trainer.train``.
     """
     leaves = {program.leaf(node) for node in program.find(*_LAYERS)}
     weights = {leaf.get_parameter("weight") for leaf in leaves}
