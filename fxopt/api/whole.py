@@ -146,11 +146,7 @@ def _is_taught(subject: Subject, outcome: Outcome, request: Request) -> bool:
     if subject.training is None or subject.training.settings.teacher is None:
         return False
     applied = {record.name for record in outcome.records if record.status == "applied"}
-    return any(item.info.name in applied for item in request.passes if _learns(item))
-
-
-def _learns(item: Pass) -> bool:
-    return item.info.stage == "recover"
+    return any(item.info.name in applied for item in request.passes if item.info.imitates)
 
 
 def example_batches(subject: Subject) -> list[list[Any]]:
@@ -194,7 +190,7 @@ def _run_passes(
         examples=examples,
         calibration=calibration,
         training=subject.training,
-        teacher=_teacher(subject),
+        teacher=_teacher(subject, request),
         seed=request.seed,
         progress=request.progress,
     )
@@ -212,15 +208,18 @@ def _run_passes(
     return manager.run(subject.program)
 
 
-def _teacher(subject: Subject) -> Program | None:
+def _teacher(subject: Subject, request: Request) -> Program | None:
     """The user's own teacher, captured on the same inputs.
 
     Raises:
-        InputError: It cannot be captured, or yields something else than the model.
+        InputError: No pass learns from it, it cannot be captured, or it yields something else than
+            the model.
     """
     model = None if subject.training is None else subject.training.settings.teacher
     if model is None:
         return None
+    if not any(item.info.imitates for item in request.passes):
+        raise InputError("training: no pass learns from the teacher", hint="add distill to passes=")
     try:
         teacher = capture_program(model, *subject.inputs)
     except CaptureError as error:

@@ -58,6 +58,7 @@ class PassInfo:
         before: Passes of the same stage that it precedes, where they are in the pipeline.
         needs: Data it cannot work without: ``calibration``, ``training``.
         preserves: Names of the analyses whose results stay valid.
+        imitates: Whether it learns from ``context.teacher``, where the user gave one.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PassInfo:
     before: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
     preserves: tuple[str, ...] = field(default=())
+    imitates: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name != self.name.lower():

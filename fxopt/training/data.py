@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,10 @@ def check(data: Iterable[Any], labelled: bool) -> None:
 
 def count(data: Iterable[Any]) -> int:
     """How many batches an epoch has; data that cannot say so are walked once."""
-    return len(data) if isinstance(data, Sized) else sum(1 for _ in data)
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader of data without a length has one, which raises
+        return sum(1 for _ in data)
 
 
 def seed_all(seed: int) -> None:

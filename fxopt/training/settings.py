@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -49,7 +49,7 @@ class Training:
         schedule: What the learning rate does after the warm-up: falls to zero by ``cosine`` or
             ``linear``, stays ``constant``, or a function from the optimizer and the number of
             steps to a scheduler, which is stepped after each batch.
-        warmup: Share of the steps in which the learning rate rises from zero.
+        warmup: Share of the steps in which the learning rate rises from zero; of named schedules.
         precision: What autocast computes in.
         clip: Largest norm of the gradient; by default it is as it comes.
         teacher: What ``distill`` learns from instead of the original, such as a larger model of
@@ -93,6 +93,7 @@ class Training:
         if self.precision not in get_args(Precision):
             raise InputError(f"precision={self.precision!r} is neither f32 nor bf16")
         _check_numbers(self)
+        _check_own(self)
 
     @property
     def criterion(self) -> Loss | None:
@@ -112,6 +113,7 @@ class Training:
         return ", ".join(f"{name}={describe(value)}" for name, value in settings.items())
 
 
+_OF_NAMED = {"optimizer": ("learning_rate", "momentum", "weight_decay"), "schedule": ("warmup",)}
 _UNNAMED = {"data", "validation", "teacher", "checkpoint_seconds"}
 
 
@@ -146,3 +148,16 @@ def _check_numbers(training: Training) -> None:
             raise InputError(f"training: {name}={value!r} must not be negative")
     if not 0 <= training.warmup < 1:
         raise InputError(f"training: warmup={training.warmup!r} must be from 0 to below 1")
+
+
+def _check_own(training: Training) -> None:
+    """Settings of named optimizers and schedules say nothing to the user's own."""
+    defaults = {each.name: each.default for each in fields(training)}
+    for own, names in _OF_NAMED.items():
+        for name in names:
+            value = getattr(training, name)
+            if callable(getattr(training, own)) and value != defaults[name]:
+                raise InputError(
+                    f"training: {name}={value!r} has no effect, since {own} is a function",
+                    hint=f"leave out {name}, and see to it in that function",
+                )

@@ -58,7 +58,7 @@ class Distill(Pass):
     keep_zeros: bool = True
 
     info: ClassVar[PassInfo] = PassInfo(
-        name="distill", stage="recover", fidelity=Lossy(), needs=("training",)
+        name="distill", stage="recover", fidelity=Lossy(), needs=("training",), imitates=True
     )
 
     def __post_init__(self) -> None:

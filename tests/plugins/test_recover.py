@@ -452,6 +452,23 @@ def test_a_smaller_network_learns_from_a_teacher_of_the_users():
     assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
 
 
+def test_a_teacher_that_nobody_learns_from_is_refused():
+    training = Training(batches(True), teacher=net())
+    with pytest.raises(InputError, match="no pass learns from the teacher"):
+        fxopt.optimize(net(), (X[:2],), passes="finetune", training=training)
+
+
+def test_the_original_races_unless_distill_was_applied():
+    """Here it is refused, so that nobody has learned from the teacher."""
+    training = Training(batches(True), epochs=1, teacher=net())
+    passes = "finetune,distill{layers=[typo],hints=features}"
+    fast = fxopt.optimize(net(), (X[:2],), passes=passes, training=training, backends=["eager"])
+    names = {record.name: record for record in fast.report.passes}
+    assert names["distill"].status == "rolled back"
+    (region,) = fast.report.regions
+    assert {candidate.version for candidate in region.candidates} == {"exact", "lossy"}
+
+
 def test_a_teacher_has_to_fit():
     student = net()
     other = nn.Sequential(*list(student)[:-1], nn.Linear(16, 7)).eval()

@@ -2,9 +2,15 @@
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
-from fxopt.training.data import walk
+from fxopt.training.data import count, walk
 
 DATA = TensorDataset(torch.arange(24))
 
@@ -45,3 +51,17 @@ def test_the_seed_decides_the_order(kind):
     assert order(data, 0) == first
     assert order(data, 1) != first
     assert sorted(first) == list(range(24))
+
+
+class Stream(IterableDataset):
+    """Does not know how much it yields."""
+
+    def __iter__(self):
+        return iter(torch.arange(24))
+
+
+@pytest.mark.parametrize(
+    "data", [DataLoader(DATA, 6), DataLoader(Stream(), 6), [DATA] * 4, Shuffled()]
+)
+def test_batches_are_counted(data):
+    assert count(data) == 4

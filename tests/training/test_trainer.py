@@ -303,6 +303,10 @@ def test_a_step_may_be_followed_by_a_constraint():
         ({"patience": 0}, "patience=0"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"warmup": 1.0}, "warmup=1.0"),
+        ({"optimizer": torch.optim.RAdam, "learning_rate": 0.1}, "learning_rate=0.1 has no effect"),
+        ({"optimizer": torch.optim.RAdam, "weight_decay": 0.1}, "weight_decay=0.1 has no effect"),
+        ({"optimizer": torch.optim.RAdam, "momentum": 0.5}, "momentum=0.5 has no effect"),
+        ({"schedule": lambda optimizer, steps: None, "warmup": 0.1}, "warmup=0.1 has no effect"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, text):
