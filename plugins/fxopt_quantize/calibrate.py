@@ -60,8 +60,8 @@ def observe(
         How many samples were seen.
 
     Raises:
-        CalibrationError: There is no batch, the program does not take one, or a value that is
-            watched is NaN or infinite.
+        CalibrationError: There is no batch or no sample in any, the program does not take one, or
+            a value that is watched is NaN or infinite.
     """
     seen = 0
     walk = _Walk(program.module, watch)
@@ -72,6 +72,11 @@ def observe(
             progress(f"{task}: {seen} samples")
             if seen >= samples:
                 break
+    if not seen:
+        raise CalibrationError(
+            "there is no sample in any calibration batch",
+            hint="yield batches whose first dimension is not 0",
+        )
     return seen
 
 
@@ -90,7 +95,7 @@ class _Walk(fx.Interpreter):
             self._watch(n, inputs, value)
         except NotFiniteError:
             raise CalibrationError(
-                f"the output of {_describe(n)} is NaN or infinite",
+                f"the output of {describe(n)} is NaN or infinite",
                 where=n.meta.get("source"),
                 hint="check the batch and the model's weights for NaN, or name the layer in "
                 "quantize{skip=[...]} if that is meant to be so",
@@ -117,7 +122,8 @@ def _count(program: Program, batch: Iterable[Any]) -> int:
     return len(first) if program.signature.batch and first is not None else 1
 
 
-def _describe(node: fx.Node) -> str:
+def describe(node: fx.Node) -> str:
+    """What the user knows a value as."""
     return str(node.target) if node.op == "call_module" else f"%{node.name}"
 
 

@@ -59,6 +59,11 @@ class Histogram:
             bins = torch.floor(chunk / self.width).long() + _BINS // 2
             self.counts += torch.bincount(bins, minlength=_BINS).cpu()
 
+    @property
+    def constant(self) -> bool:
+        """Whether all values are one and the same, as nearly as bins can tell."""
+        return self.width > 0 and int((self.counts > 0).sum()) == 1
+
     def centers(self) -> torch.Tensor:
         """The middle of each bin."""
         return (torch.arange(_BINS, dtype=torch.float64) - _BINS / 2 + 0.5) * self.width
@@ -139,6 +144,11 @@ class ChannelRange:
     def __init__(self) -> None:
         self.minimum = torch.zeros(())
         self.maximum = torch.zeros(())
+
+    @property
+    def dead(self) -> int:
+        """How many channels were all zero."""
+        return int(((self.minimum == 0) & (self.maximum == 0)).sum())
 
     def update(self, values: torch.Tensor) -> None:
         """Adds a tensor of shape (batch, channels, ...).

@@ -2,7 +2,8 @@
 
 The rules:
 
-1. A layer takes its input in int8.
+1. A layer takes its input in int8. What takes a value that was all zero in calibration stays in
+   float: nothing tells its range.
 2. A sum, product or average takes its inputs in int8 if its result, activated or not, is taken in
    int8 by all that matters: some later int8 operation. So residual sums between convolutions run
    in int8, and those between layer norms, which are float, keep their precision.
@@ -22,7 +23,7 @@ The rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -67,20 +68,24 @@ class Placement:
     sites: list[Site] = field(default_factory=list)
 
 
-def place(program: Program, layers: list[fx.Node]) -> Placement:
+def place(program: Program, layers: list[fx.Node], floats: Collection[fx.Node] = ()) -> Placement:
     """Applies the rules to ``program``.
 
     Args:
         program: It is not changed.
         layers: The nodes of role LAYER that are to compute in int8.
+        floats: Other operations that are to stay in float, whatever the rules say.
     """
-    return Placement(layers, list(_Sweep(program, layers).sites()))
+    return Placement(layers, list(_Sweep(program, layers, floats).sites()))
 
 
 class _Sweep:
-    def __init__(self, program: Program, layers: list[fx.Node]) -> None:
+    def __init__(
+        self, program: Program, layers: list[fx.Node], floats: Collection[fx.Node]
+    ) -> None:
         self._program = program
         self._nodes = program.nodes
+        self._floats = floats
         self._roles = {node: role_of(program, node) for node in self._nodes}
         self._int8: set[fx.Node] = set(layers)  # operations that compute in int8
         self._wanted: set[fx.Node] = set()  # values that some int8 operation takes
@@ -114,7 +119,8 @@ class _Sweep:
             self._wanted.add(node)
         if self._passes(node) and users and all(self._serves(user, node) for user in users):
             self._fully.add(node)
-        if self._roles[node] is Role.COMBINE and self._result_wanted(node) and _combines(node):
+        combines = self._roles[node] is Role.COMBINE and node not in self._floats
+        if combines and self._result_wanted(node) and _combines(node):
             self._int8.add(node)
 
     def _wants(self, user: fx.Node, value: fx.Node) -> bool:
@@ -131,7 +137,8 @@ class _Sweep:
         return user in self._fully if _is_tuple(value) else self._takes(user, value)
 
     def _attends(self, node: fx.Node) -> bool:
-        if self._roles[node] is not Role.ATTEND or len(operands(node)) != 3:
+        attends = self._roles[node] is Role.ATTEND and node not in self._floats
+        if not attends or len(operands(node)) != 3:
             return False
         return all(self._origin(source) in self._int8 for source in self._taken(node))
 

@@ -35,10 +35,10 @@ from fxopt_quantize.learn import learn
 from fxopt_quantize.measured import MeasuredSensitivities
 from fxopt_quantize.modules import FakeQuantize, FakeQuantizePerChannel, QuantLayer
 from fxopt_quantize.moments import InputMoments
-from fxopt_quantize.placement import Site, place
+from fxopt_quantize.placement import Placement, Site, place
 from fxopt_quantize.ranges import channel_grids
 from fxopt_quantize.ready import Ready
-from fxopt_quantize.results import results_of
+from fxopt_quantize.results import ResultRange, results_of
 from fxopt_quantize.rewrite import round_activations
 from fxopt_quantize.rules import Role, role_of
 from fxopt_quantize.sensitivity import (
@@ -48,6 +48,7 @@ from fxopt_quantize.sensitivity import (
     ranked,
     shares,
 )
+from fxopt_quantize.silent import remarkable, takers_of_dead
 from fxopt_quantize.sites import Activations, Depthwise, observers_of, unify
 from fxopt_quantize.skipping import staying
 from fxopt_quantize.smooth import Smoother, Strength
@@ -171,6 +172,8 @@ class Quantize(Pass):
         original = program.clone() if self.training != "off" else program
         ready = self._prepare(program, context)
         floats = {layer: program.leaf(node) for node, layer in ready.layers.items()}
+        count, kind = len(ready.layers), self.calibrator
+        left = len(_layers(program)) - count
         with program.edit() as edit:
             for node, reason in ready.refused.items():
                 edit.refuse(node, reason)
@@ -178,16 +181,17 @@ class Quantize(Pass):
             for node, layer in ready.layers.items():
                 edit.replace(node, layer, *node.args, **node.kwargs)
         trained = self._train(program, context, ready, floats, original)
-        count, kind = len(ready.layers), self.calibrator
         weights_are = self._weights(context.target)
         return edit.result(
             f"{count} layers int8{weights_are}, per channel, {kind} of {ready.samples} samples"
+            + _remarked(ready)
             + trained,
             layers=count,
-            float_layers=len(ready.refused),
+            float_layers=left,
             activations=len(ready.placement.sites),
             calibrator=kind,
             samples=ready.samples,
+            **ready.remarks,
         )
 
     def milder(self, program: Program, context: Context) -> Milder:
@@ -243,20 +247,33 @@ class Quantize(Pass):
     def _calibrate(self, program: Program, context: Context) -> Ready:
         """Where values are rounded, by what the data show, and weights to the nearest integers."""
         refused = self._refused(program)
-        placement = place(program, [node for node in _layers(program) if node not in refused])
-        unify(placement, self.activations, self.depthwise)
-        observers = observers_of(placement, self.calibrator)
-        results = {} if self.training != "off" else results_of(program, placement)
-        watch = values_of({**observers, **results})
-        seen = self._observe(program, context, watch, "calibrating")
+        found = self._calibrated(program, context, refused)
+        while dead := takers_of_dead(program, found.placement, found.observers):
+            refused.update(dead)  # without them rounding may be elsewhere, which was not watched
+            found = self._calibrated(program, context, refused)
+        placement, observers = found.placement, found.observers
         roundings = {
             site.value: self._rounding(site, observers[site.value]) for site in placement.sites
         }
         factory = LayerFactory(self._number(context.target))
         layers = {node: factory.quantized(program.leaf(node)) for node in placement.layers}
-        for node, result in results.items():
+        for node, result in found.results.items():
             layers[node].bounds = result.bounds()
-        return Ready(refused, placement, roundings, layers, seen)
+        remarks = remarkable(observers)
+        return Ready(refused, placement, roundings, layers, found.samples, remarks)
+
+    def _calibrated(
+        self, program: Program, context: Context, refused: Mapping[fx.Node, str]
+    ) -> _Calibrated:
+        """What is to be rounded and what was seen of it, with some operations in float."""
+        layers = [node for node in _layers(program) if node not in refused]
+        placement = place(program, layers, refused.keys())
+        unify(placement, self.activations, self.depthwise)
+        observers = observers_of(placement, self.calibrator)
+        results = {} if self.training != "off" else results_of(program, placement)
+        watch = values_of({**observers, **results})
+        seen = self._observe(program, context, watch, "calibrating")
+        return _Calibrated(placement, observers, results, seen)
 
     def _observe(self, program: Program, context: Context, watch: Watch, task: str) -> int:
         if context.calibration is None:
@@ -359,6 +376,23 @@ class Quantize(Pass):
         layers = _layers(program)
         small = worthless(program, layers, self.least_saving)
         return staying(layers, self.skip, lambda node: refusal(program, node) or small.get(node))
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    """Where values are rounded, and what was seen there and of the results of layers."""
+
+    placement: Placement
+    observers: Mapping[fx.Node, Observer]
+    results: Mapping[fx.Node, ResultRange]
+    samples: int
+
+
+def _remarked(ready: Ready) -> str:
+    constant = len(ready.remarks.get("constant", ()))
+    dead = sum(ready.remarks.get("dead_channels", {}).values())
+    told = f", {constant} constant values" if constant else ""
+    return told + (f", {dead} dead channels" if dead else "")
 
 
 def _layers(program: Program) -> list[fx.Node]:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from fxopt_quantize.histogram import Histogram
+from fxopt_quantize.histogram import ChannelRange, Histogram
 
 LEVELS = 256
 _TINY = 1e-20
@@ -33,10 +33,15 @@ class Range(Protocol):
     maximum: float
 
 
+def is_dead(seen: Range | ChannelRange) -> bool:
+    """Whether nothing but zeros was seen, which tells no range."""
+    return float(torch.as_tensor(seen.maximum - seen.minimum).max()) / (LEVELS - 1) < _TINY
+
+
 def grid_for(low: float, high: float) -> Grid:
     """The grid whose ends are ``low`` and ``high``, moved so that zero is one of its values.
 
-    A range that holds nothing but zero gets the scale 1.
+    A range that holds nothing but zero gets the scale 1 (see :func:`is_dead`).
     """
     low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / (LEVELS - 1)
@@ -80,11 +85,14 @@ def percentile_grid(histogram: Histogram, percentile: float, *, symmetric: bool 
 
 
 def channel_grids(minimum: torch.Tensor, maximum: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Scales per channel, and the one zero point: 0 where no channel is negative, else 128."""
+    """Scales per channel, and the one zero point: 0 where no channel is negative, else 128.
+
+    A dead channel, which other data may wake, gets the largest scale of the others.
+    """
     signed = bool((minimum < 0).any())
     levels = (LEVELS // 2 - 1) if signed else LEVELS - 1
     scale = torch.maximum(-minimum, maximum) / levels
-    scale = torch.where(scale < _TINY, torch.ones_like(scale), scale)
+    scale = torch.where(scale < _TINY, scale.max(), scale)
     return scale, LEVELS // 2 if signed else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
 
@@ -17,11 +18,12 @@ class Ready:
     """What is decided once the data were seen.
 
     Attributes:
-        refused: The layers that stay in float, with reasons.
+        refused: The layers and other operations that stay in float, with reasons.
         placement: Where values are rounded.
         roundings: What rounds them.
         layers: The counterparts of the layers in int8.
         samples: How many samples were seen.
+        remarks: What is unusual about the values, for the report.
     """
 
     refused: Mapping[fx.Node, str]
@@ -29,6 +31,7 @@ class Ready:
     roundings: Mapping[fx.Node, nn.Module]
     layers: Mapping[fx.Node, QuantLayer]
     samples: int
+    remarks: Mapping[str, Any]
 
     def inputs(self) -> Iterator[tuple[fx.Node, nn.Module]]:
         """What rounds the input of each layer, be it some operations earlier."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from torch import fx, nn
 
 from fxopt.plugin import (
@@ -20,14 +19,16 @@ from fxopt.plugin import (
     PassResult,
     Program,
 )
-from fxopt_quantize.calibrate import observe, values_of
+from fxopt_quantize.calibrate import describe, observe, values_of
 from fxopt_quantize.floats.modules import RoundFloatRows, RoundFloats
 from fxopt_quantize.formats import FLOATS, Float, NumberFormat
 from fxopt_quantize.histogram import Histogram
 from fxopt_quantize.layers import LayerFactory, refusal
 from fxopt_quantize.measured import measured
 from fxopt_quantize.modules import QuantLayer
+from fxopt_quantize.ranges import is_dead
 from fxopt_quantize.sensitivity import shares
+from fxopt_quantize.silent import DEAD
 from fxopt_quantize.skipping import staying
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -83,10 +84,9 @@ class QuantizeFloats(Pass):
                 used.
             PassError: ``skip`` names a layer that does not exist.
         """
-        refused = self._refused(program)
+        refused, roundings = self._decided(program, context)
         layers = self._counterparts(program, refused)
         inputs = {node: _input(node) for node in layers}
-        roundings = self._roundings(program, context, inputs.values())
         first = {value: node for node, value in reversed(inputs.items())}
         with program.edit() as edit:
             for node, reason in refused.items():
@@ -110,10 +110,9 @@ class QuantizeFloats(Pass):
 
         That is measured, on calibration data where there are some, else on the example inputs.
         """
-        layers = self._counterparts(program, self._refused(program))
-        inputs = {node: _input(node) for node in layers}
-        roundings = self._roundings(program, context, inputs.values())
-        each = {node: roundings.get(value, nn.Identity()) for node, value in inputs.items()}
+        refused, roundings = self._decided(program, context)
+        layers = self._counterparts(program, refused)
+        each = {node: roundings.get(_input(node), nn.Identity()) for node in layers}
         found = measured(program, context, layers, each)
         names = list(found)
         options = [replace(self, skip=(*self.skip, *names[:n])) for n in range(1, len(names))]
@@ -122,6 +121,18 @@ class QuantizeFloats(Pass):
     @property
     def _number(self) -> NumberFormat:
         return FLOATS[self.format]
+
+    def _decided(
+        self, program: Program, context: Context
+    ) -> tuple[dict[fx.Node, str], dict[fx.Node, nn.Module]]:
+        """The layers that stay in float, with reasons, and what rounds the inputs of the others."""
+        refused = self._refused(program)
+        inputs = {node: _input(node) for node in _layers(program) if node not in refused}
+        seen = self._ranges(program, context, list(inputs.values()))
+        unfit = {value: reason for value in seen if (reason := _unfit(value, seen[value]))}
+        refused |= {node: unfit[value] for node, value in inputs.items() if value in unfit}
+        taken = dict.fromkeys(value for value in inputs.values() if value not in unfit)
+        return refused, self._roundings(taken, seen)
 
     def _refused(self, program: Program) -> dict[fx.Node, str]:
         """The layers that stay in float, with reasons."""
@@ -153,7 +164,7 @@ class QuantizeFloats(Pass):
         return {node: factory.quantized(program.leaf(node)) for node in taken}
 
     def _roundings(
-        self, program: Program, context: Context, values: Iterable[fx.Node]
+        self, values: Iterable[fx.Node], seen: Mapping[fx.Node, Histogram]
     ) -> dict[fx.Node, nn.Module]:
         """What rounds the values that layers take; nothing where they stay in float."""
         if self.activations == "off":
@@ -162,13 +173,16 @@ class QuantizeFloats(Pass):
             return {value: RoundFloats(self.format, 1.0) for value in values}
         if self.activations == "dynamic":
             return {value: RoundFloatRows(self.format) for value in values}
-        scales = self._scales(program, context, values)
+        # the largest magnitude that was seen becomes the largest number
+        scales = {value: _largest(seen[value]) / self._number.highest for value in values}
         return {value: RoundFloats(self.format, scale) for value, scale in scales.items()}
 
-    def _scales(
-        self, program: Program, context: Context, values: Iterable[fx.Node]
-    ) -> dict[fx.Node, float]:
-        """By which the largest magnitude that was seen becomes the largest number."""
+    def _ranges(
+        self, program: Program, context: Context, values: Sequence[fx.Node]
+    ) -> dict[fx.Node, Histogram]:
+        """What calibration data show of the values that layers take, where that is needed."""
+        if self.activations != "static" or not self._number.scaled or not values:
+            return {}
         if context.calibration is None:
             raise CalibrationError(
                 "quantize_floats{activations=static} needs calibration data",
@@ -184,10 +198,16 @@ class QuantizeFloats(Pass):
             progress=context.progress,
             task="calibrating",
         )
-        tiny = torch.finfo(torch.float32).tiny
-        largest = {value: max(-seen.minimum, seen.maximum) for value, seen in ranges.items()}
-        scales = {value: each / self._number.highest for value, each in largest.items()}
-        return {value: scale if scale >= tiny else 1.0 for value, scale in scales.items()}
+        return ranges
+
+
+def _unfit(value: fx.Node, seen: Histogram) -> str | None:
+    """Why a value cannot be rounded; None where it can."""
+    return DEAD.format(describe(value)) if is_dead(seen) else None
+
+
+def _largest(seen: Histogram) -> float:
+    return max(-seen.minimum, seen.maximum)
 
 
 def _layers(program: Program) -> list[fx.Node]:

@@ -55,6 +55,7 @@ class SqueezeExcite(nn.Module):
         self.expand, self.depthwise = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.reduce, self.excite = nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1)
         self.project, self.head = nn.Conv2d(8, 4, 1), nn.Linear(4, 10)
+        nn.init.ones_(self.reduce.bias)  # no ReLU is dead then
 
     def forward(self, x):
         y = nn.functional.hardswish(self.expand(x))
