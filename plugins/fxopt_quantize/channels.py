@@ -7,8 +7,23 @@ from typing import Any
 import torch
 from torch import nn
 
+_STRETCH = 32.0
+
 Layer = Any
 """A linear layer, convolution, or transposed convolution without groups."""
+
+
+def bounded_stretch(factors: torch.Tensor, usual: torch.Tensor) -> torch.Tensor:
+    """Factors to divide channels by, such that none is stretched too far beyond the usual one.
+
+    A channel that was almost silent may be louder on other data, and what is beyond the common
+    range is cut off; a bias that is stretched makes that range coarse for all.
+
+    Args:
+        factors: Of each channel.
+        usual: That of a channel as others are.
+    """
+    return torch.maximum(factors, usual / _STRETCH)
 
 
 def channel_axis(weight: torch.Tensor, value: torch.Tensor) -> int:

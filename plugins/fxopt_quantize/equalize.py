@@ -12,6 +12,10 @@ the first need no balance, and what matters is the range that activations show i
   scales of their own;
 - otherwise ranges of activations are balanced with the weights behind them, as by Xiao et al.
   ("SmoothQuant", 2023), equation 4, at a strength of one half.
+
+By either, channels are stretched 32-fold at most, relative to the others. The paper has no such
+bound when it balances weights, and absorbs the high biases that arise into the next layer instead,
+which changes the model where data are not as expected.
 """
 
 from __future__ import annotations
@@ -24,7 +28,13 @@ import torch
 from torch import fx, nn
 
 from fxopt.plugin import Edit, Program
-from fxopt_quantize.channels import divide_outputs, input_ranges, multiply_inputs, output_ranges
+from fxopt_quantize.channels import (
+    bounded_stretch,
+    divide_outputs,
+    input_ranges,
+    multiply_inputs,
+    output_ranges,
+)
 from fxopt_quantize.histogram import ChannelRange
 from fxopt_quantize.placement import is_depthwise
 from fxopt_quantize.smooth import parameter_uses
@@ -35,10 +45,6 @@ aten = torch.ops.aten
 
 _SWEEPS = 20
 _SETTLED = 1e-3  # the largest change of a factor in a sweep that is still worth another one
-
-# A channel that was almost silent is stretched by so much at most: on other data it may be louder,
-# and all that is beyond the common range is cut off.
-_STRETCH = 32.0
 
 _ELEMENTWISE: frozenset[Any] = frozenset(
     {
@@ -80,6 +86,7 @@ class Link:
         clips: The nodes between them that cut values off, each with its bound.
         linear: Whether the layers are linear, and channels the last dimension of values.
         seen: The range of each channel in front of the seconds.
+        divided: What balancing the weights has divided each channel by so far.
     """
 
     first: fx.Node
@@ -87,6 +94,7 @@ class Link:
     clips: dict[fx.Node, float]
     linear: bool
     seen: ChannelRange = field(default_factory=ChannelRange)
+    divided: torch.Tensor = field(default_factory=lambda: torch.ones(()))
 
 
 class Equalizer:
@@ -155,16 +163,19 @@ class Equalizer:
             bound.div_(factors.view_as(bound))
 
     def _by_weights(self, link: Link) -> torch.Tensor:
-        """The paper's equation 11; 1 where a channel is all zero on either side."""
+        """The paper's equation 11, with bounds; 1 where a channel is all zero on either side."""
         first = output_ranges(self._program.leaf(link.first))
-        return _usable((first / self._columns(link)).sqrt())
+        wanted = link.divided * _usable((first / self._columns(link)).sqrt())
+        bounded = bounded_stretch(wanted, wanted.median())
+        factors, link.divided = bounded / link.divided, bounded
+        return factors
 
     def _by_activations(self, link: Link) -> torch.Tensor:
         columns = self._columns(link)
         seen = torch.maximum(-link.seen.minimum, link.seen.maximum).to(columns.dtype)
         depthwise = all(is_depthwise(self._program, second) for second in link.seconds)
         factors = _usable(seen if depthwise else (seen / columns).sqrt(), otherwise=0.0)
-        factors = (factors / factors.max()).clamp_min(1 / _STRETCH)
+        factors = bounded_stretch(factors / factors.max(), torch.ones_like(factors))
         return torch.where(seen > 0, factors, torch.ones_like(factors))  # also if all are zero
 
     def _columns(self, link: Link) -> torch.Tensor:

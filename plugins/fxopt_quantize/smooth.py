@@ -22,6 +22,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.plugin import Edit, Program
+from fxopt_quantize.channels import bounded_stretch
 from fxopt_quantize.histogram import ChannelRange
 from fxopt_quantize.means import RunningMean
 from fxopt_quantize.rules import Role, operands, role_of
@@ -139,10 +140,16 @@ def _chosen(
 
 
 def _factors(largest: torch.Tensor, columns: torch.Tensor, strength: float) -> torch.Tensor:
-    """The paper's equation 4; 1 where a channel or its weights are all zero."""
+    """The paper's equation 4, with a bound; where a channel or its weights are zero, the usual one.
+
+    The usual one is the median, since outliers are few, and may be as large as they are.
+    """
     factors = largest**strength / columns ** (1 - strength)
     usable = torch.isfinite(factors) & (factors > torch.finfo(factors.dtype).tiny)
-    return torch.where(usable, factors, torch.ones_like(factors))
+    if not usable.any():
+        return torch.ones_like(factors)
+    usual = factors[usable].median()
+    return bounded_stretch(torch.where(usable, factors, usual), usual)
 
 
 def _cost(each: Smoothing, weights: Sequence[torch.Tensor], factors: torch.Tensor) -> float:

@@ -105,6 +105,21 @@ def test_what_a_depthwise_convolution_takes_has_one_range():
     torch.testing.assert_close(ranges[~kept], 32 * before[~kept])
 
 
+def test_a_channel_of_tiny_weights_keeps_the_range_for_all():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).double().eval()
+    with torch.no_grad():
+        model[0].weight[5] = 1e-8
+        model[0].bias[5] = model[2].weight[:, 5] = 0.1
+    x = torch.randn(16, 3, 8, 8, dtype=torch.float64)
+    program, _ = equalized(model, x, "weights")
+    torch.testing.assert_close(program(x)[0], model(x), rtol=1e-12, atol=1e-12)
+    first, _ = (program.leaf(node) for node in program.find(nn.Conv2d))
+    divided = model[0].bias / first.bias
+    torch.testing.assert_close(divided[5], divided.median() / 32)
+    assert first(x).relu().amax() < 10 * model[0](x).relu().amax()
+
+
 @pytest.mark.parametrize("by", ["weights", "activations"])
 def test_it_helps_where_channels_differ(by):
     torch.manual_seed(0)

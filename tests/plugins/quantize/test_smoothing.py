@@ -70,6 +70,28 @@ def test_smoothing_helps_where_there_are_outliers():
     assert chosen < 0.7 * plain
 
 
+@pytest.mark.parametrize("quiet", [1e-4, 0.0])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("strength", [0.5, 1.0, "auto"])
+def test_a_channel_that_calibration_saw_silent_may_be_louder(strength, scale, quiet):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16)).eval(), torch.randn(64, 16)
+    program = capture_program(model, (x,), {}).clone()
+    smoother = Smoother(program, list(program.find(nn.Linear)))
+    x *= scale
+    x[:, 3] *= 60.0
+    x[:, 5] *= quiet
+    (node,) = program.find(nn.LayerNorm)
+    smoother(node, [], x)
+    smoother.smooth(strength)
+    factors = model[0].weight / program.leaf(node).weight
+    common = (x.abs().amax(0) / factors).max()
+    assert common * factors[5] > 0.05 * scale  # what the channel may reach elsewhere
+    if strength == 1.0:  # all others get one range, be it an outlier or not
+        others = (x.abs().amax(0) / factors)[[i for i in range(16) if i != 5]]
+        torch.testing.assert_close(others, common.expand(15))
+
+
 def test_a_product_that_would_spare_little_is_not_made():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(64, 16)
