@@ -200,7 +200,9 @@ class Loop:
         return batches
 
     def _step(self, batch: Batch) -> None:
-        loss = self._loss(batch)
+        seed, position = self._seed % 2**32, self._position
+        with self._processes.own_draws(seed, position.epoch, position.step):
+            loss = self._loss(batch)
         shown = float(self._processes.mean(loss))
         if not math.isfinite(shown):
             raise InputError(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -20,7 +23,7 @@ class Processes:
 
     All walk the same data in the same order, and each takes its share of every batch, so that a
     training has as many steps, and the gradients, that it has in one process. (Batch norms see
-    their own share alone, as is usual.)
+    their own share alone, as is usual, and dropout draws anew in each.)
 
     Args:
         accelerator: Knows the processes, and connects them.
@@ -52,6 +55,24 @@ class Processes:
 
         shared: Batch = pytree.tree_map(taken, batch)
         return shared
+
+    @contextmanager
+    def own_draws(self, *numbers: int) -> Iterator[None]:
+        """What torch draws inside, such as dropout, differs from process to process.
+
+        Outside all draw the same, as the order of data depends on it.
+
+        Args:
+            numbers: What draws depend on beside the process, such as the seed and the step.
+        """
+        if self._count == 1:
+            yield
+            return
+        device = self._accelerator.device
+        own = np.random.SeedSequence([*numbers, self._accelerator.process_index])
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(own.generate_state(1)[0]))
+            yield
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over all processes, without gradients."""

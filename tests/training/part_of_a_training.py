@@ -24,9 +24,9 @@ def shuffled(rows):
     return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=8, shuffle=True)
 
 
-def net(norm):
+def net(case):
     torch.manual_seed(0)
-    between = [nn.BatchNorm1d(16)] if norm else []
+    between = {"norm": [nn.BatchNorm1d(16)], "dropout": [nn.Dropout(0.5)]}.get(case, [])
     return nn.Sequential(nn.Linear(6, 16), *between, nn.Tanh(), nn.Linear(16, 2)).double().eval()
 
 
@@ -35,6 +35,7 @@ CASES = {
     "judged": {"epochs": 9, "learning_rate": 3.0, "schedule": "constant", "patience": 1},
     "uneven": {"epochs": 1},
     "norm": {"epochs": 2},
+    "dropout": {"epochs": 2},
     "checkpointed": {"epochs": 2, "checkpoint_seconds": 0},
     "late": {"epochs": 2},
     "connected": {"epochs": 1},
@@ -63,8 +64,11 @@ def main():
     if case == "connected":
         distributed.init_process_group("gloo")
     settings = Training(data, loss, validation=validation, **CASES[case])
-    program = capture_program(net(case == "norm"), (torch.randn(4, 6).double(),), {}).clone()
-    lines = []
+    program = capture_program(net(case), (torch.randn(4, 6).double(),), {}).clone()
+    lines, masks = [], []
+    for leaf in program.module.modules():
+        if isinstance(leaf, nn.Dropout):
+            leaf.register_forward_hook(lambda _, inputs, output: masks.append(output != 0))
     trained = Trainer(
         settings,
         folder=folder / "checkpoints" if case == "checkpointed" else None,
@@ -78,6 +82,7 @@ def main():
         "stopped": trained.stopped,
         "rows": rows,
         "lines": lines,
+        "masks": masks,
     }
     torch.save(found, folder / f"{rank}.pt")
 

@@ -59,6 +59,17 @@ def test_statistics_of_batch_norms_are_the_same_in_both(tmp_path):
     assert "1.running_mean" in in_two(tmp_path, "norm")["weights"]
 
 
+def test_each_drops_its_own_and_the_same_once_more(tmp_path):
+    in_two(tmp_path, "dropout")
+    first, second = (torch.load(tmp_path / f"{rank}.pt")["masks"] for rank in (0, 1))
+    every = [mask.flatten().tolist() for mask in first + second]
+    assert len(every) == 2 * 2 * 6
+    assert len({tuple(mask) for mask in every}) == len(every)
+    in_two(tmp_path, "dropout")
+    again = torch.load(tmp_path / "0.pt")["masks"]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
 def test_one_that_is_late_stops_both(tmp_path):
     found = in_two(tmp_path, "late")
     assert found["stopped"] == "time limit"
