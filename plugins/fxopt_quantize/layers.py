@@ -36,6 +36,7 @@ class LayerFactory:
         number: What weights become.
         linear: What linear layers become.
         precision: What the layers are meant to compute in.
+        whole: Whether weights have one scale for all output channels.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class LayerFactory:
         number: NumberFormat = INT8,
         linear: type[QuantLinear] = QuantLinear,
         precision: str = QuantLayer.precision,
+        whole: bool = False,
     ) -> None:
         self._number = number
         self._linear = linear
         self._precision = precision
+        self._whole = whole
         self._layers: dict[nn.Module, QuantLayer] = {}
-        self._weights: dict[tuple[torch.Tensor, int], QuantizedWeight] = {}
+        self._weights: dict[tuple[torch.Tensor, int | None], QuantizedWeight] = {}
 
     def quantized(self, layer: nn.Module) -> QuantLayer:
         """The counterpart of a convolution or linear layer."""
@@ -66,7 +69,7 @@ class LayerFactory:
         return self._linear(self._weight(layer.weight, axis=0), layer.bias)
 
     def _weight(self, weight: torch.Tensor, axis: int) -> QuantizedWeight:
-        key = (weight, axis)  # tensors are hashed by identity
+        key = (weight, None if self._whole else axis)  # tensors are hashed by identity
         if key not in self._weights:
-            self._weights[key] = quantize_weight(weight, axis, self._number)
+            self._weights[key] = quantize_weight(*key, self._number)
         return self._weights[key]

@@ -88,7 +88,8 @@ class InputMoments:
             groups = _groups(first)
             if self._moments[key].count:
                 weight = weights[node].detach().reshape(groups, len(weights[node]) // groups, -1)
-                scale = first.weight_scale.reshape(groups, -1, 1)
+                outputs = weight.shape[:2].numel()
+                scale = first.weight_scale.flatten().expand(outputs).reshape(groups, -1, 1)
                 layers = list(dict.fromkeys(tied_layers.values()))
                 yield Reconstruction(layers, weight, scale, self._moments[key].value)
 

@@ -60,7 +60,7 @@ Bits = int | Literal["auto"]
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Static int8: weights symmetric per output channel, activations uint8 per tensor.
+    """Static int8: weights symmetric, activations uint8 per tensor.
 
     The rewritten program computes in float what int8 kernels compute (the scheme of Jacob et
     al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -80,6 +80,9 @@ class Quantize(Pass):
         activations: Where zero lies in the range of an activation that can be negative: anywhere
             (``asymmetric``, the least error), in the middle (``symmetric``, the fastest
             convolutions), or ``auto``: in the middle unless only linear layers take it.
+        weights: Whether weights have one scale per output ``channel``, or one for a whole
+            ``tensor``, for hardware that knows no others; ``equalization=weights`` makes up for
+            much of what that costs.
         depthwise: Whether the input of a depthwise convolution has one scale, or one per channel
             (``channel``): finer steps, but ranges that hold for the calibration data alone if
             those are few, and slower kernels (15 % of the latency of mobilenet_v2).
@@ -117,6 +120,7 @@ class Quantize(Pass):
     calibrator: Calibrator = "auto"
     percentile: float = 99.99
     activations: Activations = "auto"
+    weights: Literal["channel", "tensor"] = "channel"
     depthwise: Depthwise = "tensor"
     samples: int = 256
     smoothing: Strength = "auto"
@@ -183,9 +187,8 @@ class Quantize(Pass):
         trained = self._train(program, context, ready, floats, original)
         weights_are = self._weights(context.target)
         return edit.result(
-            f"{count} layers int8{weights_are}, per channel, {kind} of {ready.samples} samples"
-            + _remarked(ready)
-            + trained,
+            f"{count} layers int8{weights_are}, per {self.weights}, "
+            f"{kind} of {ready.samples} samples{_remarked(ready)}{trained}",
             layers=count,
             float_layers=left,
             activations=len(ready.placement.sites),
@@ -255,7 +258,8 @@ class Quantize(Pass):
         roundings = {
             site.value: self._rounding(site, observers[site.value]) for site in placement.sites
         }
-        factory = LayerFactory(self._number(context.target))
+        number, whole = self._number(context.target), self.weights == "tensor"
+        factory = LayerFactory(number, whole=whole)
         layers = {node: factory.quantized(program.leaf(node)) for node in placement.layers}
         for node, result in found.results.items():
             layers[node].bounds = result.bounds()

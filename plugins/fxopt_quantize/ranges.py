@@ -7,9 +7,10 @@ from typing import Protocol
 
 import torch
 
+from fxopt_quantize.formats import UINT8
 from fxopt_quantize.histogram import ChannelRange, Histogram
 
-LEVELS = 256
+LEVELS = int(UINT8.highest) + 1
 _TINY = 1e-20
 
 

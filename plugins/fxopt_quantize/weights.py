@@ -1,4 +1,4 @@
-"""Weights in few bits: symmetric, one scale per output channel."""
+"""Weights in few bits: symmetric, one scale per output channel or one for all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class QuantizedWeight:
 
 
 def quantize_weight(
-    weight: torch.Tensor, axis: int = 0, number: NumberFormat = INT8
+    weight: torch.Tensor, axis: int | None = 0, number: NumberFormat = INT8
 ) -> QuantizedWeight:
     """Rounds the weights of each channel to numbers of a format, in units of a scale.
 
@@ -46,7 +46,7 @@ def quantize_weight(
 
     Args:
         weight: Finite floats with at least two dimensions.
-        axis: The dimension of the output channels.
+        axis: The dimension of the output channels; None for one scale for all of them.
         number: Symmetric about zero; where it needs no scale, all scales are 1.
     """
     weight = weight.detach()

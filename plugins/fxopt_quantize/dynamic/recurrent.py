@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from fxopt_quantize.dynamic.cells import CELLS
 from fxopt_quantize.dynamic.modules import rounded_whole
+from fxopt_quantize.formats import INT8
 from fxopt_quantize.weight_only.recurrent import WeightOnlyRecurrent, matrices
 from fxopt_quantize.weight_only.stored import StoredWeight
 from fxopt_quantize.weights import quantize_weight, weight_refusal
 
-_BITS, _ZERO = 8, 128
+_ZERO = 1 << (INT8.bits - 1)
 
 
 def recurrent_refusal(layer: nn.RNNBase) -> str | None:
@@ -41,7 +42,7 @@ class RowStore:
             codes = (found.values.to(torch.int16) + _ZERO).to(torch.uint8)
             zero_point = torch.full_like(found.scale[..., None], _ZERO, dtype=torch.uint8)
             scale, columns = found.scale[..., None], weight.shape[1]
-            self._made[weight] = StoredWeight(codes, scale, zero_point, _BITS, columns)
+            self._made[weight] = StoredWeight(codes, scale, zero_point, INT8.bits, columns)
         return self._made[weight]
 
 

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fxopt_quantize import FakeQuantize, QuantConv, QuantLinear
+from fxopt_quantize.formats import signed
+from fxopt_quantize.modules import QuantLayer
 from fxopt_quantize.ranges import grid_for
 from fxopt_quantize.weights import quantize_weight
-from tests.plugins.quantize.support import quantized, relative
+from tests.plugins.quantize.support import modules, quantized, relative
 
 
 def integers(x, grid):
@@ -91,6 +93,38 @@ def test_weights_use_a_symmetric_grid_and_survive_dead_channels():
     torch.testing.assert_close(rounded.values * rounded.scale, weight, rtol=0, atol=2 / 127 / 2)
     assert rounded.scale.flatten()[1] == 1
     assert torch.equal(quantize_weight(-weight).values, -rounded.values)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_one_scale_for_a_whole_weight(bits):
+    torch.manual_seed(0)
+    weight = torch.randn(6, 4, 3) * torch.logspace(-2, 0, 6).reshape(-1, 1, 1)
+    whole = quantize_weight(weight, None, signed(bits))
+    flat = quantize_weight(weight.reshape(1, -1), 0, signed(bits))
+    assert whole.scale.shape == (1, 1, 1)
+    assert float(whole.scale) == float(flat.scale)
+    expected = np.rint(weight.numpy() / float(whole.scale)).clip(-(2 ** (bits - 1)) + 1, None)
+    np.testing.assert_array_equal(whole.values.numpy(), expected.clip(None, 2 ** (bits - 1) - 1))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_a_program_with_one_scale_for_each_weight(rounding):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, groups=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(8, 6, 3),
+        nn.Flatten(),
+        nn.Linear(6 * 64, 5),
+    )
+    x = torch.randn(4, 4, 8, 8)
+    options = {"rounding": rounding, "least_saving": 0.0}
+    program, result = quantized(model, (x,), weights="tensor", **options)
+    layers = modules(program, QuantLayer)
+    assert [layer.weight_scale.numel() for layer in layers] == [1, 1, 1]
+    assert ", per tensor, " in result.summary
+    per_channel, _ = quantized(model, (x,), **options)
+    assert relative(per_channel(x)[0], model(x)) < relative(program(x)[0], model(x)) < 0.04
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import fx
+from torch import fx, nn
 
 from fxopt.cost import find_target
 from fxopt.errors import BackendError
@@ -91,18 +91,51 @@ def quantized(model, x, **fields):
     activations=st.sampled_from(("auto", "symmetric", "asymmetric")),
     depthwise=st.sampled_from(("tensor", "channel")),
     bits=st.sampled_from(("auto", 4)),
+    weights=st.sampled_from(("channel", "tensor")),
 )
-def test_each_int8_layer_is_within_one_step(name, built, seed, activations, depthwise, bits):
+def test_each_int8_layer_is_within_one_step(
+    name, built, seed, activations, depthwise, bits, weights
+):
     backend = usable(name)
     model, channels, side = built
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         x = torch.randn(3, channels, side, side)
         program = quantized(
-            model, x, activations=activations, depthwise=depthwise, weight_bits=bits
+            model,
+            x,
+            activations=activations,
+            weights=weights,
+            depthwise=depthwise,
+            weight_bits=bits,
         )
     for unit in [] if program is None else units(program, x):
         check_unit(backend, *unit)
+
+
+class Layers(nn.Module):
+    """A grouped convolution, a depthwise one and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.grouped = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.depthwise(self.grouped(x).relu()).relu()
+        return self.linear(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "onednn"])
+def test_one_scale_for_a_whole_weight_reaches_integer_kernels(name):
+    backend = usable(name)
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 9, 9)
+    program = quantized(Layers(), x, weights="tensor", least_saving=0.0)
+    for unit in units(program, x):
+        check_unit(backend, *unit)
+    assert backend.lower(program, (x,), CPU).compile((x,)).precisions() == {"int8": 3}
 
 
 def check_unit(backend, x, entry, layer, after):

@@ -9,6 +9,7 @@ from torch import fx
 from fxopt.testing.strategies import generated_cases
 from fxopt_fold_bn import FoldBN
 from fxopt_quantize import FakeQuantize, FakeQuantizePerChannel, QuantConv, Quantize, QuantLinear
+from fxopt_quantize.modules import QuantLayer
 from fxopt_quantize.rules import operands
 from tests.random_models import on_random_models
 
@@ -115,12 +116,17 @@ def outgoing(scale, layer):
     st.sampled_from(("tensor", "channel")),
     st.sampled_from(("minmax", "histogram", "percentile")),
     st.sampled_from((8, 4)),
+    st.sampled_from(("channel", "tensor")),
 )
-def test_programs_are_what_integers_give(case, activations, depthwise, calibrator, bits):
+def test_programs_are_what_integers_give(case, activations, depthwise, calibrator, bits, weights):
     program = case.program.clone()
     FoldBN().run(program, case.context())
     item = Quantize(
-        activations=activations, depthwise=depthwise, calibrator=calibrator, weight_bits=bits
+        activations=activations,
+        weights=weights,
+        depthwise=depthwise,
+        calibrator=calibrator,
+        weight_bits=bits,
     )
     if item.inapplicable(program, case.context()):
         return
@@ -130,3 +136,6 @@ def test_programs_are_what_integers_give(case, activations, depthwise, calibrato
             walk = Beside(program)
             walk.run(*flat)
             assert walk.layers == len(list(program.find(QuantConv, QuantLinear)))
+    if weights == "tensor":
+        found = [program.leaf(node) for node in program.find(QuantLayer)]
+        assert all(layer.weight_scale.numel() == 1 for layer in found)

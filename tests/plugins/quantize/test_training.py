@@ -270,6 +270,19 @@ def test_integers_and_what_is_tied_are_kept(trained):
     assert len({program.leaf(node) for node in shared}) == 1
 
 
+def test_one_scale_for_a_whole_weight_stays_one(trained):
+    program = trained.clone()
+    training = Training(batches(), epochs=1, learning_rate=1e-2)
+    item = Quantize(weight_bits=4, weights="tensor", training="lsq")
+    item.run(program, context(program, training))
+    program.verify()
+    static = trained.clone()
+    Quantize(weight_bits=4, weights="tensor").run(static, context(static))
+    pairs = list(zip(modules(program, QuantLayer), modules(static, QuantLayer), strict=True))
+    assert all(learned.weight_scale.numel() == 1 for learned, _ in pairs)
+    assert any(learned.weight_scale != fixed.weight_scale for learned, fixed in pairs)
+
+
 def test_the_original_is_left_as_it_was(trained):
     before = trained.fingerprint()
     quantized(trained, Training(batches(), epochs=1))
