@@ -102,13 +102,16 @@ def cross_attention():
     return model, ((2, 7, 24), (2, 5, 24))
 
 
-def grouped_query():
+def grouped_query(enable_gqa=False):
+    """Keys that serve two queries each, repeated by the model or by the operator."""
+
     def call(m, x):
         n, t, _ = x.shape
         q = m.q(x).view(n, t, 6, 4).transpose(1, 2)
         k, v = (each(x).view(n, t, 3, 4).transpose(1, 2) for each in (m.k, m.v))
-        k, v = (each.repeat_interleave(2, dim=1) for each in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if not enable_gqa:
+            k, v = (each.repeat_interleave(2, dim=1) for each in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=enable_gqa)
         return m.out(y.transpose(1, 2).reshape(n, t, 24))
 
     layers = {"q": nn.Linear(10, 24), "k": nn.Linear(10, 12), "v": nn.Linear(10, 12)}
@@ -239,6 +242,7 @@ MODELS = {
     "attention": attention,
     "cross attention": cross_attention,
     "grouped query": grouped_query,
+    "grouped query, by the operator": lambda: grouped_query(enable_gqa=True),
     "expanded query": expanded_query,
     "patches": patches,
     "windows": windows,
@@ -280,6 +284,7 @@ def test_removal_is_what_zeros_are(name, share):
         "dense": {"stem.weight": 8, "first.weight": 4, "second.weight": 4},
         "attention": {"attention.in_proj_weight": 4},
         "grouped query": {"q.weight": 3},
+        "grouped query, by the operator": {"q.weight": 3},
         "expanded query": {"q.weight": 2},
         "patches": {"patch.weight": 12, "mlp.0.weight": 20},
         "recurrent": {"embedding.weight": 8, "lstm.weight_hh_l0": 5, "gru.weight_hh_l0": 6},
