@@ -291,6 +291,37 @@ def test_weights_used_twice_stay():
     assert "used more than once" in result.refused[0]
 
 
+def test_weights_that_two_layers_share_stay():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Linear(16, 16))
+    model[2].weight = model[0].weight
+    program, result = run_pass(by_work(), case_of(model, 4, 16))
+    assert list(result.details["ranks"]) == ["3"]
+    assert ["used more than once" in reason for reason in result.refused] == [True, True]
+    tied = [program.leaf(node).weight for node in program.find(nn.Linear)][:2]
+    assert tied[0] is tied[1]
+
+
+def test_frozen_weights_have_frozen_factors():
+    case = case_of(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)), 4, 16)
+    frozen = list(case.program.module.parameters())[:2]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    program, _ = run_pass(by_work(), case)
+    layers = [program.leaf(node) for node in program.find(nn.Linear)]
+    assert [layer.weight.requires_grad for layer in layers] == [False, False, True, True]
+    assert [layer.bias.requires_grad for layer in layers[1::2]] == [False, True]
+
+
+def test_there_may_be_nothing_to_do():
+    case = case_of(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12)), 2, 3, 4)
+    reason = LowRank().inapplicable(case.program, case.context())
+    assert reason == "there is no linear layer and no convolution"
+    case = case_of(nn.Sequential(nn.Linear(16, 16)), 4, 16)
+    program, result = run_pass(by_work(skip=("0",)), case)
+    assert not result.changed
+    assert program.fingerprint() == case.program.fingerprint()
+
+
 def test_energy_chooses_the_rank():
     torch.manual_seed(0)
     layer = nn.Linear(40, 40).double()

@@ -119,6 +119,26 @@ def test_tied_weights_and_names():
         run_pass(Sparsify(skip=("typo",)), CASE)
 
 
+def test_frozen_weights_become_sparse_and_stay_frozen():
+    case = case_of(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), random(4, 6))
+    for parameter in case.program.module.parameters():
+        parameter.requires_grad_(False)
+    for importance in ("magnitude", "activation"):
+        program, result = run_pass(Sparsify(importance=importance), case)
+        assert result.details["zeros"] == 36
+        assert not any(parameter.requires_grad for parameter in program.module.parameters())
+
+
+def test_there_may_be_nothing_to_do():
+    case = case_of(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12)), random(2, 3, 4))
+    reason = Sparsify().inapplicable(case.program, case.context())
+    assert reason == "there is no linear layer and no convolution"
+    for item in (Sparsify(skip=("*",)), Sparsify(threshold=1e-9)):
+        program, result = run_pass(item, CASE)
+        assert not result.changed
+        assert program.fingerprint() == CASE.program.fingerprint()
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"ratio": 1.0}, {"threshold": -1.0}, {"pattern": "4:2"}, {"pattern": "some"},
