@@ -154,6 +154,20 @@ def test_a_pruned_student_comes_nearer_to_its_teacher(hints, labelled):
     assert not any(leaf._forward_hooks for leaf in leaves)
 
 
+def test_frozen_parameters_stay_as_the_student_learns():
+    model = net()
+    model[0].requires_grad_(False)
+    teacher = program_of(model)
+    student = teacher.clone()
+    with torch.no_grad():
+        student.module.get_parameter("8.weight").mul_(0.5)
+    before = {name: weight.clone() for name, weight in student.module.named_parameters()}
+    Distill(hints="attention").run(student, context(teacher))
+    after = dict(student.module.named_parameters())
+    kept = {name for name, weight in after.items() if torch.equal(weight, before[name])}
+    assert kept == {"0.weight", "0.bias"}
+
+
 @pytest.mark.parametrize("other", ["temperature", "teacher"])
 def test_a_checkpoint_of_another_distillation_is_left_alone(other, tmp_path):
     first, second = program_of(net()), program_of(net())
