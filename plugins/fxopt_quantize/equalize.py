@@ -114,7 +114,8 @@ class Equalizer:
         """Takes in one batch."""
         if node in self._watched:
             link = self._watched[node]
-            link.seen.update(inputs[0].movedim(-1 if link.linear else 1, 1))
+            given = inputs[0]
+            link.seen.update(given.reshape(-1, given.shape[-1]) if link.linear else given)
 
     def equalize(self, by: Literal["weights", "activations"]) -> None:
         """Changes the program; what it computes stays the same but for rounding.

@@ -79,6 +79,14 @@ def test_the_numbers_stay(make, shape, links, by):
         torch.testing.assert_close(program(each)[0], model(each), rtol=1e-10, atol=1e-10)
 
 
+def test_linear_layers_without_a_batch():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).double(), torch.randn(8)
+    program, equalizer = equalized(model.eval(), x.double(), "activations")
+    assert len(equalizer.links) == 1
+    torch.testing.assert_close(program(x.double())[0], model(x.double()), rtol=1e-10, atol=1e-10)
+
+
 def test_weights_are_balanced_as_in_the_paper():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
