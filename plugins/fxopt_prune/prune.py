@@ -22,11 +22,12 @@ from fxopt.plugin import (
     Target,
     check_names,
     is_named,
-    zero_keeper,
 )
+from fxopt_prune.between import train_between
 from fxopt_prune.channels import Group, Structure, find_groups
 from fxopt_prune.energies import all_taken, takes_channels
 from fxopt_prune.importance import Importance, goes_by_data, scores_of, seen
+from fxopt_prune.ratios import format_ratios, parse_ratios, step_ratio
 from fxopt_prune.reconstruct import Rows, reconstruct
 from fxopt_prune.select import Amounts, Scope, choose, layer_names, preferred
 from fxopt_prune.shrink import remove
@@ -136,14 +137,8 @@ class Prune(Pass):
         for step, item in enumerate(self._each_step(), start=1):
             found = item._remove(program, edit, context, first=step == 1)
             every.add(found)
-            if step < self.steps and found.units and _has_labels(context):
-                assert context.training is not None
-                context.training.train(
-                    program,
-                    name=f"prune_step_{step}",
-                    after_step=zero_keeper(program),
-                    key=repr(self),
-                )
+            if step < self.steps and found.units:
+                train_between(program, context, f"prune_step_{step}", key=repr(self))
         return edit.result(
             _summary(every, before, program.weight_bytes()),
             units=every.units,
@@ -162,9 +157,9 @@ class Prune(Pass):
 
     def _powered(self, exponent: float) -> Prune:
         """A step of which so many as the inverse of ``exponent`` remove the whole share."""
-        each = {name: 1 - (1 - ratio) ** exponent for name, ratio in self._ratios().items()}
-        layers = tuple(f"{name}={ratio!r}" for name, ratio in each.items())
-        return replace(self, ratio=1 - (1 - self.ratio) ** exponent, layers=layers, steps=1)
+        layers = {name: step_ratio(ratio, exponent) for name, ratio in self._ratios().items()}
+        ratio = step_ratio(self.ratio, exponent)
+        return replace(self, ratio=ratio, layers=format_ratios(layers), steps=1)
 
     def _remove(self, program: Program, edit: Edit, context: Context, first: bool) -> _Removed:
         structure = find_groups(program)
@@ -211,19 +206,12 @@ class Prune(Pass):
         return {"ratio": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
 
     def _times(self, share: float) -> Prune:
-        layers = tuple(f"{name}={ratio * share:.4g}" for name, ratio in self._ratios().items())
-        return replace(self, ratio=self.ratio * share, layers=layers)
+        layers = {name: round(ratio * share, 4) for name, ratio in self._ratios().items()}
+        return replace(self, ratio=self.ratio * share, layers=format_ratios(layers))
 
     def _ratios(self) -> dict[str, float]:
         """The ratios of single layers, by pattern."""
-        pairs = [text.rpartition("=") for text in self.layers]
-        try:
-            ratios = {name: float(ratio) for name, _, ratio in pairs}
-        except ValueError as error:
-            raise ValueError(f"layers={self.layers} must be texts such as layer4*=0.5") from error
-        if not all(name and 0 <= ratio < 1 for name, ratio in ratios.items()):
-            raise ValueError(f"layers={self.layers}: ratios must be at least 0 and less than 1")
-        return ratios
+        return parse_ratios(self.layers)
 
     def _check_names(self, program: Program, groups: Sequence[Group]) -> None:
         weights = {name for name, _ in program.module.named_parameters()}
@@ -252,10 +240,6 @@ def _rows(program: Program, structure: Structure, units: Sequence[int]) -> Rows:
             outputs = structure.trace.weights[id(leaf.weight)][1][0]
             found[str(node.target)] = torch.from_numpy(np.flatnonzero(~gone[outputs]))
     return found
-
-
-def _has_labels(context: Context) -> bool:
-    return context.training is not None and context.training.labelled
 
 
 def _summary(removed: _Removed, before: int, after: int) -> str:

@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fxopt.plugin import Target, is_named
+from fxopt.plugin import Target
 from fxopt_prune.channels import Group
+from fxopt_prune.ratios import own_ratio
 
 Scores = npt.NDArray[np.float64]
 """The importance of each unit of a group."""
@@ -38,11 +39,7 @@ class Amounts:
 
     def own_ratio(self, group: Group) -> float | None:
         """The share of a group's units that go by ``layers``; None where that does not name it."""
-        names = layer_names(group)
-        for pattern, ratio in self.layers.items():
-            if any(is_named(name, [pattern]) for name in names):
-                return ratio
-        return None
+        return own_ratio(layer_names(group), self.layers)
 
     def kept(self, group: Group, wanted: float) -> int:
         """How many units stay when so many should: all, or a multiple that suits the hardware."""

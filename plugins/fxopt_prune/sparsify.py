@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from functools import partial
+from operator import mul
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,8 +24,9 @@ from fxopt.plugin import (
     check_names,
     is_named,
 )
-from fxopt_prune.energies import input_energies
-from fxopt_prune.importance import calibration_of
+from fxopt_prune.between import train_between
+from fxopt_prune.ratios import format_ratios, own_ratio, parse_ratios, step_ratio
+from fxopt_prune.saliency import Saliency, Scores, Weights, saliencies
 from fxopt_prune.select import Scope
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,16 +50,26 @@ class Sparsify(Pass):
         importance: The ``magnitude`` of a weight, or that times the norm of what it multiplies on
             calibration data, among the weights of one output (``activation``: Sun et al., "A
             Simple and Effective Pruning Approach for Large Language Models", 2024; convolutions
-            with groups by magnitude).
+            with groups by magnitude); the gradient of the loss in a weight, or that times the
+            weight (``gradient``, ``taylor``: Molchanov et al., "Importance Estimation for Neural
+            Network Pruning", 2019; of what, see ``prune``); or chance (``random``).
         scope: Whether each layer loses its share, or all together (``global``).
+        layers: Other ratios for single layers: ``name=ratio``, where ``*`` in the name of a layer
+            matches any text; the first that fits counts. They have no part in ``scope=global``.
+        steps: In how many steps it is done, each of which takes the same share of what is left.
+            Between them, the program is trained as ``fxopt.optimize(training=)`` says, if that has
+            labels; what is zero stays zero (Han et al., "Learning both Weights and Connections for
+            Efficient Neural Networks", 2015).
         skip: Names of layers that stay; ``*`` matches any text.
     """
 
     ratio: float = 0.5
     threshold: float = 0.0
     pattern: str = "any"
-    importance: Literal["magnitude", "activation"] = "magnitude"
+    importance: Saliency = "magnitude"
     scope: Scope = "layer"
+    layers: tuple[str, ...] = ()
+    steps: int = 1
     skip: tuple[str, ...] = ()
 
     info: ClassVar[PassInfo] = PassInfo(
@@ -68,6 +81,14 @@ class Sparsify(Pass):
             raise ValueError(f"ratio={self.ratio} must be at least 0 and less than 1")
         if self.threshold < 0:
             raise ValueError(f"threshold={self.threshold} must not be negative")
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1")
+        parse_ratios(self.layers)
+        if (self.layers or self.steps > 1) and (self.threshold or self.pattern != "any"):
+            raise ValueError(
+                "layers= and steps= are of ratios: with them there must be "
+                "neither threshold nor pattern"
+            )
         if self.threshold and self.importance != "magnitude":
             raise ValueError("threshold= is of magnitudes: importance must be magnitude with it")
         if self.pattern != "any":
@@ -90,32 +111,39 @@ class Sparsify(Pass):
 
         Raises:
             CalibrationError: Data are needed, and there are none.
-            PassError: ``skip`` matches no layer.
+            PassError: ``skip`` or ``layers`` matches no layer.
         """
-        weights = dict(self._weights(program))
-        scores, unseen = self._scores(program, context, weights)
-        masks = self._masks(weights, scores)
-        zeros = sum(int((~mask).sum()) for mask in masks.values())
-        with program.edit() as edit:
-            if any(bool(weights[name][~mask].any()) for name, mask in masks.items()):
-                _apply(edit, weights, masks, f"{zeros} weights are zero")
+        weights, edit = dict(self._weights(program)), program.edit()
+        zeros = unseen = 0
+        for step, item in enumerate(self._each_step(), start=1):
+            scores, unseen = saliencies(program, context, weights, self.importance)
+            masks = item._masks(weights, scores)
+            zeros = sum(int((~mask).sum()) for mask in masks.values())
+            if _apply(edit, weights, masks, f"{zeros} weights are zero") and step < self.steps:
+                train_between(program, context, f"sparsify_step_{step}", key=repr(self))
         total = sum(weight.numel() for weight in weights.values())
         told = f"{100 * zeros / max(total, 1):.0f} % of {total} weights"
         if unseen:
             told += f", {unseen} layers by weights alone: no data tell what they take"
         return edit.result(told, zeros=zeros, unseen=unseen)
 
+    def _each_step(self) -> list[Sparsify]:
+        """What is zero after each step, of all weights."""
+        parts = [step / self.steps for step in range(1, self.steps)]
+        return [*(self._with(partial(step_ratio, part=part)) for part in parts), self]
+
+    def _with(self, change: Callable[[float], float]) -> Sparsify:
+        """The same with other ratios."""
+        layers = {name: change(ratio) for name, ratio in parse_ratios(self.layers).items()}
+        return replace(self, ratio=change(self.ratio), layers=format_ratios(layers))
+
     def milder(self, program: Program, context: Context) -> Milder:
         """Fewer weights become zero; a pattern has nothing in between."""
         if self.pattern != "any":
             return Milder()
         shares = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-        return Milder(
-            [
-                replace(self, ratio=self.ratio * share, threshold=self.threshold * share)
-                for share in shares
-            ]
-        )
+        milder = [(self._with(partial(mul, share)), self.threshold * share) for share in shares]
+        return Milder([replace(item, threshold=threshold) for item, threshold in milder])
 
     def space(self, program: Program, target: Target) -> dict[str, Sequence[Any]]:
         """How many weights become zero."""
@@ -133,7 +161,9 @@ class Sparsify(Pass):
         """The weights that are looked at, by the name of their first layer; tied ones once."""
         seen: set[int] = set()
         nodes = list(program.find(*_LAYERS))
-        check_names(self.skip, [str(node.target) for node in nodes], "skip")
+        names = [str(node.target) for node in nodes]
+        check_names(self.skip, names, "skip")
+        check_names(parse_ratios(self.layers), names, "layers")
         for node in nodes:
             weight = program.leaf(node).get_parameter("weight")
             skipped = is_named(str(node.target), self.skip)
@@ -141,44 +171,39 @@ class Sparsify(Pass):
                 seen.add(id(weight))
                 yield str(node.target), weight
 
-    def _scores(
-        self, program: Program, context: Context, weights: dict[str, nn.Parameter]
-    ) -> tuple[dict[str, torch.Tensor], int]:
-        """What each weight matters, and for how many layers data should tell and do not."""
-        magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
-        if self.importance == "magnitude":
-            return magnitudes, 0
-        energies = input_energies(program, calibration_of(context, "activation"))
-        seen = {name: w for name, w in weights.items() if (id(w), 1) in energies}
-        for name, weight in seen.items():
-            norms = torch.from_numpy(energies[id(weight), 1]).sqrt().to(weight)
-            magnitudes[name] *= norms.view(1, -1, *[1] * (weight.dim() - 2))
-        return magnitudes, len(weights) - len(seen)
-
-    def _masks(
-        self, weights: dict[str, nn.Parameter], scores: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def _masks(self, weights: Weights, scores: Scores) -> dict[str, torch.Tensor]:
         """Which weights stay."""
         if self.pattern != "any":
             return {name: _of_each(score, *self._pattern) for name, score in scores.items()}
         if self.threshold:
             return {name: weight.abs() >= self.threshold for name, weight in weights.items()}
-        if self.scope == "global" and scores:
-            every = _largest(torch.cat([s.flatten().float() for s in scores.values()]), self.ratio)
-            parts = every.split([score.numel() for score in scores.values()])
-            named = zip(scores.items(), parts, strict=True)
-            return {name: part.view_as(score) for (name, score), part in named}
+        ratios = {name: own_ratio([name], parse_ratios(self.layers)) for name in scores}
+        pool = {name: score for name, score in scores.items() if ratios[name] is None}
+        masks = _together(pool, self.ratio) if self.scope == "global" and pool else {}
         rows = self.importance == "activation"  # outputs differ in the scale of their weights
-        return {name: _largest(s.flatten(1) if rows else s.flatten()[None], self.ratio).view_as(s)
-                for name, s in scores.items()}  # fmt: skip
+        for name in scores.keys() - masks.keys():
+            score, own = scores[name], ratios[name]
+            flat = score.flatten(1) if rows else score.flatten()[None]
+            masks[name] = _largest(flat, self.ratio if own is None else own).view_as(score)
+        return {name: masks[name] for name in scores}
 
 
-def _apply(
-    edit: Edit, weights: dict[str, nn.Parameter], masks: dict[str, torch.Tensor], what: str
-) -> None:
-    with edit.together(what) as permitted, torch.no_grad():
+def _apply(edit: Edit, weights: Weights, masks: dict[str, torch.Tensor], what: str) -> bool:
+    """Sets weights to zero, in one rewrite; whether some were not, and that was permitted."""
+    if not any(bool(weights[name][~mask].any()) for name, mask in masks.items()):
+        return False
+    with edit, edit.together(what) as permitted, torch.no_grad():
         for name, mask in masks.items() if permitted else ():
             weights[name].mul_(mask)
+    return permitted
+
+
+def _together(scores: Scores, ratio: float) -> dict[str, torch.Tensor]:
+    """Which weights stay where all layers together lose a share."""
+    every = _largest(torch.cat([score.flatten().float() for score in scores.values()]), ratio)
+    parts = every.split([score.numel() for score in scores.values()])
+    pairs = zip(scores.items(), parts, strict=True)
+    return {name: part.view_as(score) for (name, score), part in pairs}
 
 
 def _largest(scores: torch.Tensor, ratio: float) -> torch.Tensor:

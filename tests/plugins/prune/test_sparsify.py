@@ -50,6 +50,83 @@ def test_each_layer_loses_its_share(ratio, importance):
     assert result.changed == (ratio > 0) or result.details["zeros"] == 0
 
 
+def test_layers_may_have_ratios_of_their_own():
+    for scope in ("layer", "global"):
+        item = Sparsify(ratio=0.5, layers=("0=0", "[24]=0.25"), scope=scope)
+        program, _ = run_pass(item, CASE)
+        assert [zeros(each) for each in weights(program).values()] == [0.0, 0.25, 0.25]
+    program, _ = run_pass(Sparsify(ratio=0.4, layers=("4=0.9",), scope="global"), CASE)
+    first, second, last = weights(program).values()
+    assert zeros(last) == pytest.approx(0.9, abs=1e-3)
+    assert zeros(torch.cat([first.flatten(), second.flatten()])) == pytest.approx(0.4, abs=1e-3)
+    with pytest.raises(PassError, match="no such layer"):
+        run_pass(Sparsify(layers=("typo=0.5",)), CASE)
+
+
+@pytest.mark.parametrize("importance", ["gradient", "taylor"])
+def test_weights_that_the_loss_does_not_depend_on_go_first(importance):
+    """The first outputs are cut off; their weights are large, and change nothing."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].weight[:4] *= 10
+    case = case_of(model, random(5, 6))
+    with torch.no_grad():
+        case.program.leaf(next(iter(case.program.find(nn.Linear)))).bias[:4] = -1e3
+    labelled = Training([(case.inputs[0][0], torch.tensor([0, 1, 2, 0, 1]))])
+    for training in (Trainer(labelled), None):
+        context = replace(case.context(), training=training)
+        program = case.program.clone()
+        Sparsify(importance=importance, skip=("2",)).run(program, context)
+        (weight, _) = weights(program).values()
+        assert not weight[:4].any()
+        assert weight[4:].all()
+
+
+def test_chance_is_seeded():
+    found = []
+    for seed in (0, 0, 1):
+        program = CASE.program.clone()
+        Sparsify(importance="random").run(program, replace(CASE.context(), seed=seed))
+        found.append(program.fingerprint())
+    assert found[0] == found[1] != found[2]
+
+
+class Noting(Trainer):
+    """Notes which weights are zero before and after each training."""
+
+    noted = []
+
+    def train(self, program, *, name="training", **others):
+        before = [weight == 0 for weight in weights(program).values()]
+        trained = super().train(program, name=name, **others)
+        self.noted.append((name, before, [weight == 0 for weight in weights(program).values()]))
+        return trained
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "activation", "random"])
+def test_steps_end_where_one_would_and_zeros_stay(importance):
+    data = [(CASE.inputs[0][0], torch.tensor([0, 1, 2, 0]))]
+    trainer = Noting(Training(data, epochs=2, learning_rate=1e-2))
+    Noting.noted.clear()
+    program = CASE.program.clone()
+    context = replace(CASE.context(), training=trainer)
+    item = Sparsify(ratio=0.75, layers=("4=0.19",), importance=importance, steps=2)
+    result = item.run(program, context)
+    ((name, before, after),) = Noting.noted
+    assert name == "sparsify_step_1"
+    for kind in (before, after):
+        assert [float(mask.double().mean()) for mask in kind] == pytest.approx(
+            [0.5, 0.5, 0.1], abs=0.02
+        )
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    ends = [weight == 0 for weight in weights(program).values()]
+    assert [float(end.double().mean()) for end in ends] == pytest.approx(
+        [0.75, 0.75, 0.19], abs=0.02
+    )
+    assert not any(bool((mask & ~end).any()) for mask, end in zip(after, ends, strict=True))
+    assert len(result.rewrites) == 2
+
+
 def test_the_smallest_go():
     program, _ = run_pass(Sparsify(ratio=0.5), CASE)
     for name, weight in weights(program).items():
@@ -143,7 +220,8 @@ def test_there_may_be_nothing_to_do():
     "settings",
     [{"ratio": 1.0}, {"threshold": -1.0}, {"pattern": "4:2"}, {"pattern": "some"},
      {"pattern": "2:4", "threshold": 0.1}, {"pattern": "2:4", "scope": "global"},
-     {"threshold": 0.1, "importance": "activation"}],
+     {"threshold": 0.1, "importance": "activation"}, {"steps": 0}, {"layers": ("conv",)},
+     {"layers": ("4=0.1",), "threshold": 0.1}, {"steps": 2, "pattern": "2:4"}],
 )  # fmt: skip
 def test_settings_are_checked(settings):
     with pytest.raises(ValueError, match="must"):
