@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxopt_quantize.channels import channel_axis
+from fxopt_quantize.halves import wide
 from fxopt_quantize.means import RunningMean
 from fxopt_quantize.modules import QuantLayer
 
@@ -37,7 +38,7 @@ class BiasErrors:
         if node not in self._roundings:
             return
         layer = self._layers[node]
-        error = layer(self._roundings[node](inputs[0])) - value
+        error = wide(layer(self._roundings[node](inputs[0]))) - value
         channels = error.movedim(channel_axis(layer.weight_values, error), 0)
         channels = channels.reshape(len(channels), -1)
         self._means[layer].update(channels.mean(1), channels.shape[1])
@@ -47,4 +48,5 @@ class BiasErrors:
         for layer, mean in self._means.items():
             if mean.count:
                 bias = -mean.value if layer.bias is None else layer.bias.detach() - mean.value
+                bias = bias.to(layer.weight_scale.dtype)
                 layer.bias = nn.Parameter(bias, requires_grad=False)

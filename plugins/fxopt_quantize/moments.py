@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.plugin import windows
+from fxopt_quantize.halves import wide
 from fxopt_quantize.means import RunningMean
 from fxopt_quantize.modules import QuantConv, QuantLayer, QuantLinear
 
@@ -70,9 +71,8 @@ class InputMoments:
         if node in self._layers:
             layer = self._layers[node]
             columns = _columns(layer, self._roundings[node](inputs[0]))
-            count = columns.shape[2]
-            mean = columns @ columns.transpose(1, 2) / max(count, 1)
-            self._moments[id(layer.weight_values)].update(mean, count)
+            mean = second_moments(columns)
+            self._moments[id(layer.weight_values)].update(mean, columns.shape[2])
 
     def found(self, weights: Mapping[fx.Node, torch.Tensor]) -> Iterator[Reconstruction]:
         """One for each weight of which some inputs were seen.
@@ -87,9 +87,10 @@ class InputMoments:
             node, first = next(iter(tied_layers.items()))
             groups = _groups(first)
             if self._moments[key].count:
-                weight = weights[node].detach().reshape(groups, len(weights[node]) // groups, -1)
+                weight = wide(weights[node].detach())
+                weight = weight.reshape(groups, len(weight) // groups, -1)
                 outputs = weight.shape[:2].numel()
-                scale = first.weight_scale.flatten().expand(outputs).reshape(groups, -1, 1)
+                scale = wide(first.weight_scale).flatten().expand(outputs).reshape(groups, -1, 1)
                 layers = list(dict.fromkeys(tied_layers.values()))
                 yield Reconstruction(layers, weight, scale, self._moments[key].value)
 
@@ -119,6 +120,16 @@ def _columns(layer: QuantLayer, x: torch.Tensor) -> torch.Tensor:
     order = (1, *range(2 + len(kernel), x.dim()), 0, *spatial)
     groups = _groups(layer)
     return x.permute(order).reshape(groups, x.shape[1] // groups * kernel.numel(), -1)
+
+
+def second_moments(columns: torch.Tensor) -> torch.Tensor:
+    """The mean of x x' over all columns x, in float32 or float64.
+
+    Args:
+        columns: As (..., inputs, columns); there may be none.
+    """
+    columns = wide(columns)
+    return columns @ columns.transpose(-1, -2) / max(columns.shape[-1], 1)
 
 
 def linear_columns(x: torch.Tensor) -> torch.Tensor:

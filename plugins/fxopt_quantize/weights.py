@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fxopt_quantize.formats import INT8, NumberFormat
+from fxopt_quantize.halves import storable, wide
 
 # With 255 levels the largest magnitude is as good a range as any; with few, what is rare is better
 # cut off.
@@ -29,7 +30,8 @@ class QuantizedWeight:
 
     Attributes:
         values: As its format stores them, in the shape of the weights.
-        scale: Broadcasts against ``values``; 1 for channels that are all zero.
+        scale: Broadcasts against ``values``, in the dtype of the weights; 1 for channels that are
+            all zero.
     """
 
     values: torch.Tensor
@@ -49,15 +51,14 @@ def quantize_weight(
         axis: The dimension of the output channels; None for one scale for all of them.
         number: Symmetric about zero; where it needs no scale, all scales are 1.
     """
-    weight = weight.detach()
+    dtype, weight = weight.dtype, wide(weight.detach())
     others = [dim for dim in range(weight.dim()) if dim != axis]
     scale = weight.abs().amax(others, keepdim=True) / number.highest
     if number.bits < _ALL:
         scale = scale * _best_share(weight, scale, others, number)
-    # Below the smallest normal number the division is inexact: such a channel counts as dead.
-    dead = scale < torch.finfo(scale.dtype).tiny
-    scale = torch.where(dead | (not number.scaled), torch.ones_like(scale), scale)
-    return QuantizedWeight(number.nearest(weight / scale).to(number.storage), scale)
+    scale = storable(scale, dtype) if number.scaled else torch.ones_like(scale)
+    values = number.nearest(weight / scale).to(number.storage)
+    return QuantizedWeight(values, scale.to(dtype))
 
 
 def _best_share(

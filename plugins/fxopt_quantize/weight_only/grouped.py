@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fxopt_quantize.formats import unsigned
+from fxopt_quantize.halves import storable, wide
 
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of the range of a group that are tried
 
@@ -51,41 +52,37 @@ def quantize_groups(
         group: How many neighbours share a scale; divides the columns.
         symmetric: Whether zero is the middle one of the levels.
     """
-    rows = weight.detach().unflatten(1, (-1, group))
+    dtype = weight.dtype
+    rows = wide(weight.detach()).unflatten(1, (-1, group))
     least = torch.full_like(rows[..., :1], torch.inf)
     best: tuple[torch.Tensor, ...] = ()
     for share in _SHARES:
-        found = _rounded(rows, share, bits, symmetric)
+        found = _rounded(rows, share, bits, symmetric, dtype)
         error = (dequantized(*found) - rows).square().sum(-1, keepdim=True)
         better = error < least
         best = found if not best else _chosen(better, found, best)
         least = torch.where(better, error, least)
     codes, scale, zero_point = best
-    return GroupedWeight(codes, scale, zero_point, bits)
+    return GroupedWeight(codes, scale.to(dtype), zero_point, bits)
 
 
 def _rounded(
-    rows: torch.Tensor, share: float, bits: int, symmetric: bool
+    rows: torch.Tensor, share: float, bits: int, symmetric: bool, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, scales and zero points if each group keeps a share of its range."""
+    """Codes, scales to be stored in a dtype, and zero points, for a share of each group's range."""
     number, middle = unsigned(bits), 1 << (bits - 1)
     top = number.highest
     if symmetric:
         largest = rows.abs().amax(-1, keepdim=True) * share
-        scale = _usable(largest / (middle - 1))
+        scale = storable(largest / (middle - 1), dtype)
         zero = torch.full_like(scale, middle)
     else:
         low = rows.amin(-1, keepdim=True).clamp(max=0) * share
         high = rows.amax(-1, keepdim=True).clamp(min=0) * share
-        scale = _usable((high - low) / top)
+        scale = storable((high - low) / top, dtype)
         zero = torch.round(-low / scale).clamp_(0, top)
     codes = number.nearest(torch.round(rows / scale) + zero)
     return codes.to(number.storage), scale, zero.to(number.storage)
-
-
-def _usable(scale: torch.Tensor) -> torch.Tensor:
-    """Scales to divide by: groups that are all but zero get 1."""
-    return torch.where(scale < torch.finfo(scale.dtype).tiny, torch.ones_like(scale), scale)
 
 
 def _chosen(

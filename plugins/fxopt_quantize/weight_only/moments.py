@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from fxopt.plugin import Program
 from fxopt_quantize.means import RunningMean
-from fxopt_quantize.moments import linear_columns
+from fxopt_quantize.moments import linear_columns, second_moments
 
 
 class LinearMoments:
@@ -35,9 +35,8 @@ class LinearMoments:
         """Takes in one batch."""
         if node in self._weights:
             columns = linear_columns(inputs[0])
-            count = columns.shape[1]
-            mean = columns @ columns.t() / max(count, 1)
-            self._moments[self._weights[node]].update(mean, count)
+            mean = second_moments(columns)
+            self._moments[self._weights[node]].update(mean, columns.shape[1])
 
     def found(self) -> dict[torch.Tensor, torch.Tensor]:
         """The moments by the weights, as far as some inputs were seen."""
