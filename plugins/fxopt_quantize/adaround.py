@@ -35,10 +35,10 @@ def adaround(
     Returns:
         Whole numbers in the shape of ``weight``.
     """
-    exact = (weight / scale).clamp(-limit, limit)
+    exact = weight / scale
     below = exact.floor()
     start = ((exact - below) - _LOW) / (_HIGH - _LOW)
-    error = (exact.round() - exact) * scale
+    error = (exact.round().clamp(-limit, limit) - exact) * scale
     unit = ((error @ moments) * error).mean().clamp_min(torch.finfo(weight.dtype).tiny)
     steps = int(min(_STEPS, max(_FEWEST, _WORK / (weight.numel() * weight.shape[2]))))
     with torch.enable_grad():
@@ -46,7 +46,7 @@ def adaround(
         optimizer = torch.optim.Adam([choice], lr=_RATE)
         for step in range(steps):
             share = _rectified(choice)
-            error = (below + share - exact) * scale
+            error = ((below + share).clamp(-limit, limit) - exact) * scale
             loss = ((error @ moments) * error).sum() / unit
             loss = loss + _STRENGTH * _undecided(share, step / steps)
             optimizer.zero_grad()

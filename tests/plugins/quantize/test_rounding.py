@@ -105,6 +105,26 @@ def test_adaround_comes_close_to_the_best_of_all_choices():
     assert found - best < 0.25 * (plain - best)
 
 
+def test_adaround_makes_up_for_what_is_cut_off():
+    weight = torch.tensor([[[10.4, 0.45]]], dtype=torch.float64)
+    scale, moments = torch.ones(1, 1, 1).double(), torch.ones(1, 2, 2).double()
+    assert torch.equal(adaround(weight, scale, moments, 7)[0, 0], torch.tensor([7.0, 1.0]).double())
+
+
+def test_adaround_comes_close_to_the_best_of_all_choices_where_much_is_cut_off():
+    weight, scale, moments = problem(outputs=4, inputs=8, limit=7)
+    limit = 3
+    below = (weight / scale).floor()
+    assert ((below < -limit) | (below >= limit)).float().mean() > 0.2
+    choices = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8)), dtype=torch.float64)
+    values = (below[0, :, None] + choices).clamp(-limit, limit)
+    errors = values * scale[0, :, None] - weight[0, :, None]
+    best = float((errors @ moments[0] * errors).sum(2).min(1).values.sum())
+    found = cost(adaround(weight, scale, moments, limit), weight, scale, moments)
+    plain = cost(nearest(weight, scale).clamp(-limit, limit), weight, scale, moments)
+    assert found - best < 0.25 * (plain - best)
+
+
 @pytest.mark.parametrize("name", ROUNDERS)
 def test_inputs_that_are_always_zero_do_no_harm(name):
     weight, scale, moments = problem()
