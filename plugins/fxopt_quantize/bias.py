@@ -47,6 +47,7 @@ class BiasErrors:
         """Shifts the biases of the layers in int8; those called twice by the mean of both calls."""
         for layer, mean in self._means.items():
             if mean.count:
-                bias = -mean.value if layer.bias is None else layer.bias.detach() - mean.value
+                shift = mean.value.nan_to_num(0.0, 0.0, 0.0)  # what is infinite cannot be shifted
+                bias = -shift if layer.bias is None else layer.bias.detach() - shift
                 bias = bias.to(layer.weight_scale.dtype)
                 layer.bias = nn.Parameter(bias, requires_grad=False)

@@ -45,6 +45,7 @@ def observe(
     samples: int,
     progress: Callable[[str], None],
     task: str,
+    remedy: Callable[[fx.Node], str],
 ) -> int:
     """Runs ``program`` in eval mode, batch by batch, and has it watched.
 
@@ -55,6 +56,7 @@ def observe(
         samples: No further batch is begun once so many samples were seen.
         progress: Takes a line after each batch.
         task: What that line calls it.
+        remedy: The settings by which a value is no longer watched, for the user.
 
     Returns:
         How many samples were seen.
@@ -64,7 +66,7 @@ def observe(
             a value that is watched is NaN or infinite.
     """
     seen = 0
-    walk = _Walk(program.module, watch)
+    walk = _Walk(program.module, watch, remedy)
     with torch.no_grad(), eval_mode(program.module):
         for index, batch in enumerate(calibration):
             _run(walk, batch, index)
@@ -83,9 +85,12 @@ def observe(
 class _Walk(fx.Interpreter):
     """Runs the graph node by node; values are dropped after their last use."""
 
-    def __init__(self, module: fx.GraphModule, watch: Watch) -> None:
+    def __init__(
+        self, module: fx.GraphModule, watch: Watch, remedy: Callable[[fx.Node], str]
+    ) -> None:
         super().__init__(module)
         self._watch = watch
+        self._remedy = remedy
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
@@ -93,12 +98,13 @@ class _Walk(fx.Interpreter):
         value = super().run_node(n)
         try:
             self._watch(n, inputs, value)
-        except NotFiniteError:
+        except NotFiniteError as error:
+            blamed = error.node or n
             raise CalibrationError(
-                f"the output of {describe(n)} is NaN or infinite",
-                where=n.meta.get("source"),
-                hint="check the batch and the model's weights for NaN, or name the layer in "
-                "quantize{skip=[...]} if that is meant to be so",
+                f"the output of {describe(blamed)} is NaN or infinite",
+                where=blamed.meta.get("source"),
+                hint="check the batch and the model's weights for NaN, or if that is meant to be "
+                f"so, leave what takes it in float: {self._remedy(blamed)}",
             ) from None
         return value
 

@@ -108,14 +108,13 @@ class Equalizer:
     def __init__(self, program: Program, layers: Collection[fx.Node]) -> None:
         self._program = program
         self.links = list(find_links(program, layers))
-        self._watched = {second: link for link in self.links for second in link.seconds}
+        self._watched = {s.all_input_nodes[0]: link for link in self.links for s in link.seconds}
 
     def __call__(self, node: fx.Node, inputs: Sequence[Any], value: Any) -> None:
         """Takes in one batch."""
         if node in self._watched:
             link = self._watched[node]
-            given = inputs[0]
-            link.seen.update(given.reshape(-1, given.shape[-1]) if link.linear else given)
+            link.seen.update(value.reshape(-1, value.shape[-1]) if link.linear else value)
 
     def equalize(self, by: Literal["weights", "activations"]) -> None:
         """Changes the program; what it computes stays the same but for rounding.

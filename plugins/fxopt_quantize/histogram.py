@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import fx
 
 _BINS = 8192
 _NEWEST = 0.1  # weight of the newest batch in a moving average
@@ -12,7 +13,15 @@ _CHUNK = 1 << 22  # values binned at a time: bounds the memory for their bins' n
 
 
 class NotFiniteError(ValueError):
-    """A tensor holds NaN or infinity."""
+    """A tensor holds NaN or infinity.
+
+    Args:
+        node: What yielded it, where that is not the node that is being watched.
+    """
+
+    def __init__(self, node: fx.Node | None = None) -> None:
+        super().__init__()
+        self.node = node
 
 
 class Histogram:

@@ -50,7 +50,7 @@ from fxopt_quantize.sensitivity import (
 )
 from fxopt_quantize.silent import remarkable, takers_of_dead
 from fxopt_quantize.sites import Activations, Depthwise, observers_of, unify
-from fxopt_quantize.skipping import staying
+from fxopt_quantize.skipping import layers_rounding, skip_text, staying
 from fxopt_quantize.smooth import Smoother, Strength
 
 Rounding = Literal["nearest", "gptq", "adaround"]
@@ -292,6 +292,7 @@ class Quantize(Pass):
             samples=self.samples,
             progress=context.progress,
             task=task,
+            remedy=lambda value: skip_text("quantize", layers_rounding(program, value)),
         )
 
     def _rescale(self, program: Program, context: Context) -> None:

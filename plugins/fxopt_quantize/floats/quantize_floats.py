@@ -29,7 +29,7 @@ from fxopt_quantize.modules import QuantLayer
 from fxopt_quantize.ranges import is_dead
 from fxopt_quantize.sensitivity import shares
 from fxopt_quantize.silent import DEAD
-from fxopt_quantize.skipping import staying
+from fxopt_quantize.skipping import layers_taking, skip_text, staying
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _PRECISIONS = {"fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "fp16": "f16", "bf16": "bf16"}
@@ -197,6 +197,7 @@ class QuantizeFloats(Pass):
             samples=self.samples,
             progress=context.progress,
             task="calibrating",
+            remedy=lambda value: skip_text("quantize_floats", layers_taking(value)),
         )
         return ranges
 

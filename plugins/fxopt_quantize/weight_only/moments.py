@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.plugin import Program
+from fxopt_quantize.histogram import NotFiniteError
 from fxopt_quantize.means import RunningMean
 from fxopt_quantize.moments import linear_columns, second_moments
 
@@ -32,8 +33,10 @@ class LinearMoments:
         self._moments = {weight: RunningMean() for weight in self._weights.values()}
 
     def __call__(self, node: fx.Node, inputs: Sequence[Any], value: Any) -> None:
-        """Takes in one batch."""
+        """Takes in one batch; raises NotFiniteError where a layer takes NaN or infinity."""
         if node in self._weights:
+            if not bool(torch.isfinite(inputs[0]).all()):
+                raise NotFiniteError(node.all_input_nodes[0])
             columns = linear_columns(inputs[0])
             mean = second_moments(columns)
             self._moments[self._weights[node]].update(mean, columns.shape[1])

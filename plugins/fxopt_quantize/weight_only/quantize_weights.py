@@ -25,7 +25,7 @@ from fxopt.plugin import (
 from fxopt_quantize.calibrate import observe
 from fxopt_quantize.measured import measured_calls
 from fxopt_quantize.sensitivity import shares
-from fxopt_quantize.skipping import staying
+from fxopt_quantize.skipping import layers_taking, skip_text, staying
 from fxopt_quantize.weight_only.modules import WeightOnlyEmbedding, WeightOnlyLinear
 from fxopt_quantize.weight_only.moments import LinearMoments
 from fxopt_quantize.weight_only.precisions import FINE_BITS, Step, Tied, names_in, ordered, tied
@@ -179,6 +179,7 @@ class QuantizeWeights(Pass):
             samples=self.samples,
             progress=context.progress,
             task="gathering moments",
+            remedy=lambda value: skip_text("quantize_weights", layers_taking(value)),
         )
         return moments.found()
 
