@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-from fxopt.plugin import Calibration, CalibrationError, Program
+from fxopt.plugin import CalibrationError, Program
 from fxopt_quantize.histogram import NotFiniteError
 
 
@@ -39,7 +39,7 @@ def values_of(observers: Mapping[fx.Node, Observer]) -> Watch:
 
 def observe(
     program: Program,
-    calibration: Calibration,
+    calibration: Iterable[list[Any]],
     watch: Watch,
     *,
     samples: int,

@@ -33,9 +33,14 @@ class NumberFormat:
     scaled: bool = True
 
     def nearest(self, x: torch.Tensor) -> torch.Tensor:
-        """The nearest numbers to some floats, of two equally near ones the even, in their dtype."""
+        """The nearest numbers to some floats, of two equally near ones the even, in their dtype.
+
+        What is beyond all numbers becomes the last one; without a scale infinity, as in kernels.
+        """
         if self.whole:
             return torch.round(x).clamp(self.lowest, self.highest)
+        if not self.scaled:
+            return x.to(self.storage).to(x.dtype)
         return x.clamp(self.lowest, self.highest).to(self.storage).to(x.dtype)
 
 

@@ -18,12 +18,18 @@ def refusal(program: Program, node: fx.Node) -> str | None:
     assert isinstance(weight, torch.Tensor)
     if (reason := weight_refusal(weight)) is not None:
         return reason
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        if layer.groups > 1:
-            return "grouped transposed convolutions have no int8 kernels"
-        if len(node.args) + len(node.kwargs) > 1:
-            return "its output size is computed at run time"
+    transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+    if transposed and len(node.args) + len(node.kwargs) > 1:
+        return "its output size is computed at run time"
     return None
+
+
+def int8_refusal(program: Program, node: fx.Node) -> str | None:
+    """Why a layer cannot compute in int8; None when it can."""
+    layer = program.leaf(node)
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd) and layer.groups > 1:
+        return "grouped transposed convolutions have no int8 kernels"
+    return refusal(program, node)
 
 
 class LayerFactory:

@@ -30,7 +30,7 @@ from fxopt_quantize.formats import NumberFormat, safe, signed
 from fxopt_quantize.gains import worthless
 from fxopt_quantize.gptq import gptq
 from fxopt_quantize.histogram import ChannelRange
-from fxopt_quantize.layers import LayerFactory, refusal
+from fxopt_quantize.layers import LayerFactory, int8_refusal
 from fxopt_quantize.learn import learn
 from fxopt_quantize.measured import MeasuredSensitivities
 from fxopt_quantize.modules import FakeQuantize, FakeQuantizePerChannel, QuantLayer
@@ -380,7 +380,9 @@ class Quantize(Pass):
         """The layers that stay in float, with reasons."""
         layers = _layers(program)
         small = worthless(program, layers, self.least_saving)
-        return staying(layers, self.skip, lambda node: refusal(program, node) or small.get(node))
+        return staying(
+            layers, self.skip, lambda node: int8_refusal(program, node) or small.get(node)
+        )
 
 
 @dataclass(frozen=True)

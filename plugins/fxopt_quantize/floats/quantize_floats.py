@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import fx, nn
 
@@ -47,7 +47,8 @@ class QuantizeFloats(Pass):
 
     Attributes:
         format: ``fp8_e4m3`` is the finer one, ``fp8_e5m2`` the one of wider range; ``fp16`` and
-            ``bf16`` need no scales.
+            ``bf16`` need no scales. Layers stay in float if the data, or without any the example
+            inputs, show that they take more than ``fp16`` holds.
         activations: What layers take is rounded too: on a ``static`` scale that calibration data
             give, or a ``dynamic`` one for each row and call (linear layers alone); ``off`` leaves
             it in float.
@@ -129,10 +130,18 @@ class QuantizeFloats(Pass):
         refused = self._refused(program)
         inputs = {node: _input(node) for node in _layers(program) if node not in refused}
         seen = self._ranges(program, context, list(inputs.values()))
-        unfit = {value: reason for value in seen if (reason := _unfit(value, seen[value]))}
+        unfit = {value: reason for value in seen if (reason := self._unfit(value, seen[value]))}
         refused |= {node: unfit[value] for node, value in inputs.items() if value in unfit}
         taken = dict.fromkeys(value for value in inputs.values() if value not in unfit)
         return refused, self._roundings(taken, seen)
+
+    def _unfit(self, value: fx.Node, seen: Histogram) -> str | None:
+        """Why a value cannot be rounded; None where it can."""
+        if self._number.scaled:
+            return DEAD.format(describe(value)) if is_dead(seen) else None
+        if (largest := _largest(seen)) > self._number.highest:
+            return f"it takes values up to {largest:.3g}, which {self.format} does not hold"
+        return None
 
     def _refused(self, program: Program) -> dict[fx.Node, str]:
         """The layers that stay in float, with reasons."""
@@ -180,19 +189,14 @@ class QuantizeFloats(Pass):
     def _ranges(
         self, program: Program, context: Context, values: Sequence[fx.Node]
     ) -> dict[fx.Node, Histogram]:
-        """What calibration data show of the values that layers take, where that is needed."""
-        if self.activations != "static" or not self._number.scaled or not values:
+        """What is seen of the values that layers take, where that is needed."""
+        batches = self._batches(context) if values else None
+        if not batches:
             return {}
-        if context.calibration is None:
-            raise CalibrationError(
-                "quantize_floats{activations=static} needs calibration data",
-                hint="pass calibration=, an iterable of batches such as the model will see, "
-                "or set activations=dynamic",
-            )
         ranges = {value: Histogram() for value in values}
         observe(
             program,
-            context.calibration,
+            batches,
             values_of(ranges),
             samples=self.samples,
             progress=context.progress,
@@ -201,10 +205,21 @@ class QuantizeFloats(Pass):
         )
         return ranges
 
+    def _batches(self, context: Context) -> Iterable[list[Any]] | None:
+        """What values are watched on, if they have to be: calibration data, which scales need.
 
-def _unfit(value: fx.Node, seen: Histogram) -> str | None:
-    """Why a value cannot be rounded; None where it can."""
-    return DEAD.format(describe(value)) if is_dead(seen) else None
+        Whether fp16 holds all values can be seen on the example inputs as well.
+        """
+        scaled = self.activations == "static" and self._number.scaled
+        if scaled and context.calibration is None:
+            raise CalibrationError(
+                "quantize_floats{activations=static} needs calibration data",
+                hint="pass calibration=, an iterable of batches such as the model will see, "
+                "or set activations=dynamic",
+            )
+        if scaled or (self.activations != "off" and self.format == "fp16"):
+            return context.calibration or [list(inputs) for inputs in context.examples]
+        return None
 
 
 def _largest(seen: Histogram) -> float:

@@ -28,6 +28,7 @@ from fxopt_quantize.sensitivity import shares
 from fxopt_quantize.skipping import layers_taking, skip_text, staying
 from fxopt_quantize.weight_only.modules import WeightOnlyEmbedding, WeightOnlyLinear
 from fxopt_quantize.weight_only.moments import LinearMoments
+from fxopt_quantize.weight_only.packing import PACKED_BITS
 from fxopt_quantize.weight_only.precisions import FINE_BITS, Step, Tied, names_in, ordered, tied
 from fxopt_quantize.weight_only.recurrent import WeightOnlyRecurrent, matrices
 from fxopt_quantize.weight_only.stored import Store
@@ -224,7 +225,8 @@ class QuantizeWeights(Pass):
                 return reason
             columns = weight.shape[1]
             whole = isinstance(layer, nn.RNNBase)  # whose rows may be one group each
-            if columns % (2 if whole else self.group or 2):
+            shared = 2 if self.bits <= PACKED_BITS else 1  # of which a byte holds so many
+            if columns % (shared if whole else self.group or shared):
                 group = f"groups of {self.group}" if self.group and not whole else "bytes"
                 return f"rows of {columns} weights do not divide into {group}"
         if isinstance(layer, nn.Embedding) and layer.max_norm is not None:

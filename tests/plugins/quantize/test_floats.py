@@ -83,6 +83,9 @@ def test_values_become_the_nearest_number(name, value, power):
     assert number.highest == grid[-1]
     assert number.lowest == grid[0]
     mine = float(number.nearest(torch.tensor(value, dtype=torch.float64)))
+    if not number.scaled and not np.isfinite(mine):
+        assert abs(value) > grid[-1]  # as in a kernel without a scale
+        return
     assert mine in grid
     # on the way from float64 torch may round to float32 first
     assert abs(mine - value) <= np.abs(grid - value).min() * (1 + 1e-6)
@@ -245,6 +248,35 @@ def test_what_cannot_be_done_is_told(x):
     _, result = floats(Net(), x, activations="dynamic", skip=("left",))
     assert "only linear layers" in result.refused[0]
     assert "named in skip" in result.refused[1]
+
+
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_layers_stay_that_take_more_than_fp16_holds(x, activations, calibrate):
+    class Loud(Net):
+        def forward(self, x):
+            return super().forward(x * 1e6)
+
+    fields = {"activations": activations, "calibrate": calibrate}
+    _, result = floats(Loud(), x, format="fp16", **fields)
+    assert result.refused[0].startswith("conv: it takes values up to ")
+    assert result.refused[0].endswith("e+06, which fp16 does not hold")
+    _, result = floats(Loud(), x, format="bf16", **fields)
+    assert not result.refused
+
+
+def test_fp16_overflows_as_a_kernel_does(x):
+    program, _ = floats(Net(), x, format="fp16")
+    with torch.no_grad():
+        assert not torch.isfinite(program(x * 1e6)[0]).any()
+
+
+@pytest.mark.parametrize("name", sorted(FLOATS))
+def test_grouped_transposed_convolutions_compute_in_float(name):
+    layer, x = nn.ConvTranspose2d(4, 6, 3, groups=2), torch.randn(2, 4, 5, 5)
+    program, result = floats(layer, x, format=name)
+    assert not result.refused
+    assert relative(program(x)[0], layer(x)) < 0.1
 
 
 def test_a_drift_is_kept_by_leaving_few_layers_in_float():

@@ -156,6 +156,26 @@ def test_layers_that_do_not_divide_are_refused_by_name():
     assert "rows of 48 weights do not divide into groups of 32" in result.refused[0]
 
 
+@pytest.mark.parametrize("bits", [5, 8])
+def test_rows_of_odd_size_divide_into_bytes(bits):
+    layer, x = nn.Linear(7, 4), torch.randn(3, 7)
+    program, result = few_bits(layer, x, bits=bits, group=0)
+    assert not result.refused
+    torch.testing.assert_close(program(x)[0], layer(x), rtol=0.1, atol=0.1)
+    _, result = few_bits(layer, x, bits=4, group=0)
+    assert "rows of 7 weights do not divide into bytes" in result.refused[0]
+
+
+@pytest.mark.parametrize("backend", [Eager(), Inductor(), OpenVINO(), ONNXRuntime()])
+def test_every_backend_takes_rows_of_odd_size(backend):
+    if (reason := backend.unavailable()) is not None:
+        pytest.skip(reason)
+    layer, x = nn.Linear(7, 4), torch.randn(3, 7)
+    program, _ = few_bits(layer, x, bits=8, group=0)
+    code = backend.lower(program, (x,), CPU).compile((x,))
+    torch.testing.assert_close(code(x)[0], program(x)[0], rtol=1e-2, atol=1e-2)
+
+
 def test_weights_that_are_not_finite_stay_as_they_are():
     model = nn.Sequential(nn.Linear(32, 8))
     model[0].weight.data[0, 0] = float("nan")
