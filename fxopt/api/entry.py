@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from fxopt.frontend import (
     structural_copy,
 )
 from fxopt.ir import tensor_bytes
-from fxopt.passes import Pass, format_passes
+from fxopt.passes import Pass, format_passes, placed
 from fxopt.registry import default_registry
 from fxopt.report import Report, save_report
 from fxopt.training import Training
@@ -74,7 +75,7 @@ def optimize(
             exact, so that outputs differ from the original's by rounding alone.
         latency_ms: Not there yet: the latency that a search has to reach.
         calibration: Any iterable of batches, each a tensor, a tuple of positional or a dict of
-            keyword inputs, without labels.
+            keyword inputs, without labels. Tensors are moved to where the example inputs lie.
         evaluate: Takes a module and returns a score, higher is better.
         max_drop: How much lower than the original's the score may be, in the score's units. Where
             it is more than zero, what the passes leave in float may be computed in bfloat16.
@@ -117,6 +118,7 @@ def optimize(
     )
     inputs = normalize_inputs(model, example_inputs)
     check_place(model, inputs, request.target.device)
+    request = replace(request, calibration=placed(request.calibration, inputs))
     with random_state_restored(seed):
         if request.training is not None:
             request.training.check()

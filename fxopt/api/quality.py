@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import FxoptError, InputError
-from fxopt.pipeline import compare
+from fxopt.pipeline import compare, full_precision
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -66,7 +66,7 @@ def score_of(evaluate: Callable[[nn.Module], float], module: nn.Module) -> float
 
 
 def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         return pytree.tree_leaves(module(*args, **kwargs))
 
 

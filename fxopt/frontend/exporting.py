@@ -78,12 +78,19 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+# Up to these sizes torch takes another kernel for a batch norm on a GPU (`use_cudnn` in
+# aten/src/ATen/native/Normalization.cpp), with the same result.
+_BATCH_NORM_LIMITS = {65535, 131070, 880801}
+
+
 def largest_size(exported: ExportedProgram) -> int | None:
     """The size that the model's code limits a symbolic dimension to, None for no limit."""
     ranges = exported.range_constraints.items()
     # u0, u1 ... are sizes that depend on the data, not those of inputs
     uppers = [bounds.upper for symbol, bounds in ranges if not str(symbol).startswith("u")]
-    finite = [int(upper) for upper in uppers if upper.is_Integer]
+    finite = {int(upper) for upper in uppers if upper.is_Integer}
+    if any(node.target is torch.ops.aten.batch_norm.default for node in exported.graph.nodes):
+        finite -= _BATCH_NORM_LIMITS
     return min(finite, default=None)
 
 

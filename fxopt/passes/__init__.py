@@ -4,6 +4,7 @@ from fxopt.passes.base import Context, Milder, Pass
 from fxopt.passes.calibration import Calibration, batch_arguments
 from fxopt.passes.info import STAGES, Exact, Lossy, PassInfo, Stage
 from fxopt.passes.names import check_names, is_named
+from fxopt.passes.placing import placed
 from fxopt.passes.text import (
     default_settings,
     format_pass,
@@ -30,4 +31,5 @@ __all__ = [
     "is_named",
     "make_pass",
     "parse_passes",
+    "placed",
 ]

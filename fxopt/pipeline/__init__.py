@@ -27,6 +27,7 @@ from fxopt.pipeline.lowering import (
 )
 from fxopt.pipeline.manager import Outcome, PassManager
 from fxopt.pipeline.planner import Plan, Step, plan
+from fxopt.pipeline.precision import full_precision
 
 __all__ = [
     "LOSSY",
@@ -50,6 +51,7 @@ __all__ = [
     "bisect",
     "compare",
     "exact_version",
+    "full_precision",
     "instruments_for",
     "lossy_version",
     "lower",

@@ -15,6 +15,7 @@ from torch import nn
 from fxopt.analysis import Analyses
 from fxopt.ir import Program
 from fxopt.passes import Context, Pass
+from fxopt.pipeline.precision import full_precision
 
 
 @contextmanager
@@ -80,13 +81,13 @@ def missing_data(item: Pass, context: Context) -> str | None:
 
 
 def run_program(program: Program, flat: Sequence[Any], seed: int) -> tuple[Any, ...]:
-    """The flat outputs in eval mode, without gradients, on copies of the inputs.
+    """The flat outputs in eval mode and full precision, without gradients, on copies of the inputs.
 
     Raises:
         ValueError: The program writes to its inputs.
     """
     own = copy_inputs(flat)
-    with evaluating(program.module), torch.no_grad(), seeded(seed):
+    with evaluating(program.module), torch.no_grad(), seeded(seed), full_precision():
         outputs = tuple(program(*own))
     for index, (before, after) in enumerate(zip(flat, own, strict=True)):
         if isinstance(before, torch.Tensor) and not torch.equal(_bits(before), _bits(after)):

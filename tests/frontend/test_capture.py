@@ -118,6 +118,23 @@ def test_a_limit_of_the_batch_is_noticed() -> None:
     assert "no more than 9" in captured(Limited(), randn(2, 4)).notes[0]
 
 
+@pytest.mark.parametrize("normed", [True, False])
+def test_where_torch_takes_another_kernel_for_a_batch_norm_is_no_limit(normed):
+    class Kernel(nn.Module):
+        """Has the limit that torch has for batch norms on a GPU."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4) if normed else nn.Identity()
+
+        def forward(self, x):
+            torch._check(x.shape[0] <= 65535)
+            return self.norm(x)
+
+    program = captured(Kernel().eval(), randn(2, 4))
+    assert program.signature.batch == normed
+
+
 def test_inputs_without_a_batch() -> None:
     class Scalar(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -76,6 +76,30 @@ def test_a_transformer_with_floats_of_half_the_size():
         assert relative(outputs, expected) < limit
 
 
+def test_data_may_lie_on_the_cpu():
+    recipe = "prune{importance=taylor},finetune,fold_bn,quantize{equalization=activations}"
+    model, (x, labels) = net().cuda(), data()
+    batches = list(zip(x.split(16), labels.split(16), strict=True))
+    fast = fxopt.optimize(
+        model, (x[:4].cuda(),), target="cuda", passes=recipe, calibration=x.split(16),
+        training=fxopt.Training(batches, epochs=1),
+    )  # fmt: skip
+    statuses = {record.name: record.reason or record.status for record in fast.report.passes}
+    assert statuses["prune"] == "applied"
+    assert not [reason for reason in statuses.values() if "Error" in reason], statuses
+    assert fast(x.cuda()).is_cuda
+
+
+def test_tf32_does_not_count_against_an_exact_pass():
+    """Torch lets convolutions round to it, and each program rounds something else."""
+    torch.backends.cudnn.allow_tf32 = True
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), *layers, *copy.deepcopy(layers)).cuda().eval()
+    fast = fxopt.optimize(model, (torch.randn(4, 3, 32, 32).cuda(),), target="cuda")
+    assert {record.name: record.status for record in fast.report.passes}["fold_bn"] == "applied"
+
+
 @pytest.mark.parametrize(("device", "target"), [("cpu", "cuda"), ("cuda", "cpu")])
 def test_a_model_elsewhere_is_refused(device, target):
     model, (x, _) = net().to(device), data()

@@ -52,7 +52,7 @@ def test_passes_that_train(before, item, device):
     """The loss goes down, and the program is where it was, with either target."""
     x = data()[0].to(device)
     program = capture_program(net().to(device), (x[:4],), {}).clone()
-    trainer = Trainer(Training(shuffled(), epochs=6, learning_rate=3e-2))
+    trainer = Trainer(Training(shuffled(), epochs=15, learning_rate=1e-2))
     context = Context(
         find_target(device), calibration=Calibration(x.split(16), program.signature),
         training=trainer, original=program.clone(),

@@ -20,6 +20,7 @@ from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.compare import compare
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.version import REDUCED, UNROUNDED, Version
+from fxopt.pipeline.precision import full_precision
 from fxopt.report import CandidateRecord
 
 # The caller asked for certain passes: running without them in a lower precision, or without those
@@ -145,7 +146,7 @@ def build(candidate: Candidate, job: LoweringJob) -> None:
 
 def output_error(candidate: Candidate, flat: Sequence[Any], index: int) -> float:
     """Relative output error of a built candidate on the example number ``index``."""
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         outputs = candidate.call(flat)()
     flat_outputs = torch.utils._pytree.tree_leaves(outputs)
     reference = torch.utils._pytree.tree_leaves(list(candidate.version.reference[index]))

@@ -11,6 +11,7 @@ import torch
 from fxopt.ir import Program
 from fxopt.passes import Exact
 from fxopt.pipeline.compare import compare
+from fxopt.pipeline.precision import full_precision
 
 EXACT = "exact"
 REDUCED = "reduced"
@@ -97,8 +98,8 @@ def _with_slack(
 
 
 def run_flat(program: Program, flat: Sequence[Any]) -> tuple[Any, ...]:
-    """The flat outputs of a program, computed without gradients."""
-    with torch.no_grad():
+    """The flat outputs of a program, computed in full precision and without gradients."""
+    with torch.no_grad(), full_precision():
         return program(*flat)
 
 
