@@ -54,7 +54,7 @@ def equalized(model, x, by):
     ]
     equalizer = Equalizer(program, layers)
     observe(program, Calibration([x], program.signature), equalizer, samples=len(x),
-            progress=lambda line: None, task="equalizing")  # fmt: skip
+            progress=lambda line: None, task="equalizing", remedy=str)  # fmt: skip
     equalizer.equalize(by)
     program.verify()
     return program, equalizer

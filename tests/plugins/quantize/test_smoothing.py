@@ -41,7 +41,7 @@ def test_smoothing_moves_outliers_to_the_weights_and_keeps_the_numbers():
     smoother = Smoother(program, layers)
     assert len(smoother) == 2
     observe(program, Calibration([x], program.signature), smoother, samples=8,
-            progress=lambda line: None, task="smoothing")  # fmt: skip
+            progress=lambda line: None, task="smoothing", remedy=str)  # fmt: skip
     smoother.smooth(0.5)
     torch.testing.assert_close(program(x)[0], model(x), rtol=1e-12, atol=1e-12)
     parts = dict(program.module.named_modules())
@@ -110,7 +110,7 @@ def test_a_rewrite_limit_leaves_the_numbers_right(limit):
     program.rewrite_limit = limit
     smoother = Smoother(program, list(program.find(nn.Linear)))
     observe(program, Calibration([x], program.signature), smoother, samples=8,
-            progress=lambda line: None, task="smoothing")  # fmt: skip
+            progress=lambda line: None, task="smoothing", remedy=str)  # fmt: skip
     smoother.smooth(0.5)
     torch.testing.assert_close(program(x)[0], model(x), rtol=1e-12, atol=1e-12)
 
