@@ -44,7 +44,8 @@ class Histogram:
         self.maximum = 0.0
         self.width = 0.0
         self.counts = torch.zeros(_BINS, dtype=torch.float64)
-        self._zeros = 0
+        self._zeros = 0  # exact ones; they count in the bin above zero, too
+        self._tiny = 0  # values before there were bins, which belong there
 
     def update(self, values: torch.Tensor) -> None:
         """Adds all values of a tensor.
@@ -60,8 +61,9 @@ class Histogram:
             raise NotFiniteError
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self._widen(max(-low, high))
+        self._zeros += flat.numel() - int(torch.count_nonzero(flat))
         if self.width == 0.0:
-            self._zeros += flat.numel()
+            self._tiny += flat.numel()
             return
         for chunk in flat.split(_CHUNK):
             # Dividing by a power of two is exact; torch.histc would round at the edges.
@@ -77,16 +79,19 @@ class Histogram:
         """The middle of each bin."""
         return (torch.arange(_BINS, dtype=torch.float64) - _BINS / 2 + 0.5) * self.width
 
-    def filled(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Middles and counts of the bins that hold something, in order."""
-        holding = self.counts > 0
-        return self.centers()[holding], self.counts[holding]
+    def filled(self, *, zeros: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """Middles and counts of the bins that hold something, in order; be it but zeros or not."""
+        counts = self.counts.clone()
+        if not zeros:
+            counts[_BINS // 2] -= self._zeros
+        holding = counts > 0
+        return self.centers()[holding], counts[holding]
 
     def _widen(self, magnitude: float) -> None:
         needed = _width_for(magnitude)
         if self.width == 0.0 and needed:
             self.width = needed
-            self.counts[_BINS // 2] += self._zeros
+            self.counts[_BINS // 2] += self._tiny
         while self.width < needed:
             self._merge()
 

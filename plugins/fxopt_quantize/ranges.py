@@ -73,16 +73,17 @@ def percentile_grid(histogram: Histogram, percentile: float, *, symmetric: bool 
     Args:
         histogram: What was seen.
         percentile: Percent of the values that lie below its upper end, and as many above its
-            lower end; with ``symmetric``, percent of the magnitudes that lie within.
+            lower end; with ``symmetric``, percent of the magnitudes that lie within. Where so
+            many are zero that nothing else would be left, zeros do not count.
         symmetric: Whether zero lies in the middle where there are negative values.
     """
     if histogram.width == 0.0:
         return minmax_grid(histogram)
-    share, (values, counts) = percentile / 100, histogram.filled()
-    if symmetric and histogram.minimum < 0:
-        return middle_grid(_quantile(values.abs(), counts, share))
-    low = _quantile(values, counts, 1 - share) if histogram.minimum < 0 else 0.0
-    return _covering(low, _quantile(values, counts, share), symmetric=False)
+    signed, share = histogram.minimum < 0, percentile / 100
+    low, high = _quantiles(*histogram.filled(), share, signed, symmetric)
+    if max(-low, high) < histogram.width:  # nothing but the bins next to zero
+        low, high = _quantiles(*histogram.filled(zeros=False), share, signed, symmetric)
+    return _covering(low, high, symmetric)
 
 
 def channel_grids(minimum: torch.Tensor, maximum: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -99,6 +100,17 @@ def channel_grids(minimum: torch.Tensor, maximum: torch.Tensor) -> tuple[torch.T
 
 def _covering(low: float, high: float, symmetric: bool) -> Grid:
     return middle_grid(max(-low, high)) if symmetric and low < 0 else grid_for(low, high)
+
+
+def _quantiles(
+    values: torch.Tensor, counts: torch.Tensor, share: float, signed: bool, symmetric: bool
+) -> tuple[float, float]:
+    """The ends that a share of the values lies below and above, or of the magnitudes within."""
+    if signed and symmetric:
+        within = _quantile(values.abs(), counts, share)
+        return -within, within
+    low = _quantile(values, counts, 1 - share) if signed else 0.0
+    return low, _quantile(values, counts, share)
 
 
 def _quantile(values: torch.Tensor, counts: torch.Tensor, share: float) -> float:

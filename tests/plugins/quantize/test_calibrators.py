@@ -13,8 +13,8 @@ from torch import nn
 from fxopt_quantize import FakeQuantize, Quantize
 from fxopt_quantize.calibrators import Calibrator
 from fxopt_quantize.histogram import MovingRange
-from fxopt_quantize.ranges import Grid, grid_for, minmax_grid, percentile_grid
-from fxopt_quantize.search import divergences, entropy_grid, histogram_grid
+from fxopt_quantize.ranges import Grid, grid_for, middle_grid, minmax_grid, percentile_grid
+from fxopt_quantize.search import divergences, entropy_grid, histogram_grid, squared_errors
 from tests.plugins.quantize.support import histogram_of, quantized, relative
 
 
@@ -56,6 +56,82 @@ def test_a_symmetric_grid_has_zero_in_the_middle_and_is_the_best_of_its_kind(nam
     assert grid.zero_point == 128
     scales = np.linspace(0.05, 1, 100) * float(x.abs().max()) / 127
     assert squared_error(x, grid) <= 1.05 * min(squared_error(x, Grid(s, 128)) for s in scales)
+
+
+ORDINARY = {
+    "normal": lambda: torch.randn(20000),
+    "half-normal": lambda: torch.randn(20000).abs(),
+    "uniform": lambda: torch.rand(20000) * 2 - 1,
+    "image": lambda: torch.randint(0, 256, (20000,)) / 255,
+    "laplace": lambda: torch.distributions.Laplace(0.0, 1.0).sample((20000,)),
+    "relu": lambda: torch.randn(20000).relu(),
+}
+
+
+def in_even_steps(x, symmetric):
+    """The error of the best ends among 48 evenly spread ones, either searched in turn."""
+    histogram = histogram_of(x)
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    steps = torch.linspace(1, 0, 49, dtype=torch.float64)[:-1]
+
+    def best(lows, highs):
+        lows, highs = torch.broadcast_tensors(*map(torch.as_tensor, (lows, highs)))
+        index = squared_errors(histogram, lows.double(), highs.double()).argmin()
+        return float(lows[index]), float(highs[index])
+
+    if symmetric and low < 0:
+        ends = max(-low, high) * steps
+        return squared_error(x, middle_grid(best(-ends * 128 / 127, ends)[1]))
+    lowest, highest = low, high
+    for _ in range(3):
+        low, high = best(low, highest * steps)
+        low, high = best(lowest * steps, high)
+    return squared_error(x, grid_for(low, high))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", ORDINARY)
+def test_finer_steps_never_err_more_on_ordinary_values(name, symmetric):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = ORDINARY[name]()
+        found = histogram_grid(histogram_of(x), symmetric=symmetric)
+        assert squared_error(x, found) <= in_even_steps(x, symmetric) * (1 + 1e-6) + 1e-9
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_one_value_far_out_leaves_the_others_their_range(symmetric):
+    torch.manual_seed(0)
+    x = torch.randn(100_000)
+    histogram = histogram_of(x, torch.tensor([1000.0]))
+    histogram.counts *= torch.where(histogram.centers() < 999, 1000.0, 1.0)  # among 100 million
+    found = histogram_grid(histogram, symmetric=symmetric)
+    best = squared_error(x, histogram_grid(histogram_of(x), symmetric=symmetric))
+    assert found.scale * 255 < 12
+    assert squared_error(x, found) < 1.5 * best
+
+
+def test_errors_in_steps_narrower_than_bins_are_those_of_values_spread_over_them():
+    torch.manual_seed(0)
+    histogram = histogram_of(torch.tensor([0.3, -3.4, 5.1, 1000.0]))
+    middles, counts = histogram.filled()
+    spread = (torch.arange(10_000).double() + 0.5) / 10_000 - 0.5
+    values = middles[:, None] + spread * histogram.width
+    for low, high in [(-3.0, 5.0), (-1.0, 2.0), (0.0, 40.0), (-8.0, 0.0)]:
+        errors = [squared_error(row, grid_for(low, high)) / 10_000 for row in values]
+        ends = (torch.tensor([end], dtype=torch.float64) for end in (low, high))
+        found = float(squared_errors(histogram, *ends))
+        assert found == pytest.approx(float(counts @ torch.tensor(errors).double()), rel=1e-3)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("signed", [True, False])
+def test_percentiles_of_values_that_are_nearly_all_zero_are_those_of_the_others(signed, symmetric):
+    x = nn.functional.one_hot(torch.arange(30), 20_000).float()
+    x = torch.cat([x, -x]) if signed else x
+    found = percentile_grid(histogram_of(x), 99.99, symmetric=symmetric)
+    rounded = FakeQuantize(found.scale, found.zero_point)(x)
+    torch.testing.assert_close(rounded, x, rtol=0.01, atol=0)
 
 
 def test_what_is_never_negative_uses_all_levels():
