@@ -36,7 +36,8 @@ def skip_text(name: str, layers: Iterable[fx.Node]) -> str:
         name: Of the pass.
         layers: Their nodes.
     """
-    return f"{name}{{skip=[{','.join(dict.fromkeys(str(node.target) for node in layers))}]}}"
+    names = dict.fromkeys(repr(str(node.target)) for node in layers)
+    return f"{name}{{skip=[{','.join(names)}]}}"
 
 
 def layers_rounding(program: Program, value: fx.Node) -> list[fx.Node]:
