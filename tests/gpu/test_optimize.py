@@ -84,9 +84,10 @@ def test_data_may_lie_on_the_cpu():
         model, (x[:4].cuda(),), target="cuda", passes=recipe, calibration=x.split(16),
         training=fxopt.Training(batches, epochs=1),
     )  # fmt: skip
-    statuses = {record.name: record.reason or record.status for record in fast.report.passes}
-    assert statuses["prune"] == "applied"
-    assert not [reason for reason in statuses.values() if "Error" in reason], statuses
+    ran = {record.name: record.reason for record in fast.report.passes}
+    assert {"prune", "finetune", "quantize"} <= set(ran)
+    # so small a net gains nothing on a GPU, but nothing else may speak against a pass
+    assert all(not reason or reason.startswith("not faster") for reason in ran.values()), ran
     assert fast(x.cuda()).is_cuda
 
 
