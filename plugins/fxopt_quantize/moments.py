@@ -7,7 +7,7 @@ error of an output is e H e', with e its row of E and H the mean of x x'.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import fx, nn
 
 from fxopt.plugin import windows
 from fxopt_quantize.halves import wide
-from fxopt_quantize.means import RunningMean
 from fxopt_quantize.modules import QuantConv, QuantLayer, QuantLinear
+from fxopt_quantize.shared_means import SharedMeans
 
 # Columns of a batch that are enough: neighbours in an image are alike, and there are more batches.
 _COLUMNS = 1 << 14
@@ -52,7 +52,7 @@ class InputMoments:
     Transposed convolutions are left out.
 
     Args:
-        layers: The counterparts, by the nodes of the layers.
+        layers: The counterparts, by the nodes of the layers in the order of the graph.
         roundings: What rounds the input of each.
     """
 
@@ -61,18 +61,30 @@ class InputMoments:
     ) -> None:
         self._layers = {n: q for n, q in layers.items() if isinstance(q, (QuantLinear, QuantConv))}
         self._roundings = roundings
-        self._moments = {id(layer.weight_values): RunningMean() for layer in self._layers.values()}
+        self._moments = SharedMeans(
+            {node: id(layer.weight_values) for node, layer in self._layers.items()},
+            {
+                node: (node.all_input_nodes[0], roundings[node], _geometry(layer))
+                for node, layer in self._layers.items()
+            },
+        )
 
     def __len__(self) -> int:
-        return len(self._moments)
+        return len(self._moments.by_weight)
+
+    def parts(self) -> Iterator[tuple[str, InputMoments]]:
+        """The same for some of the layers each, to be watched one after another to save memory.
+
+        With each comes a text for the user that says which of several parts it is.
+        """
+        for name, nodes in self._moments.parts(lambda node: _bytes(self._layers[node])):
+            yield name, InputMoments({node: self._layers[node] for node in nodes}, self._roundings)
 
     def __call__(self, node: fx.Node, inputs: Sequence[Any], value: Any) -> None:
         """Takes in one batch."""
-        if node in self._layers:
-            layer = self._layers[node]
-            columns = _columns(layer, self._roundings[node](inputs[0]))
-            mean = second_moments(columns)
-            self._moments[id(layer.weight_values)].update(mean, columns.shape[2])
+        if node in self._moments.watched:
+            columns = _columns(self._layers[node], self._roundings[node](inputs[0]))
+            self._moments.watched[node].update(second_moments(columns), columns.shape[2])
 
     def found(self, weights: Mapping[fx.Node, torch.Tensor]) -> Iterator[Reconstruction]:
         """One for each weight of which some inputs were seen.
@@ -86,17 +98,31 @@ class InputMoments:
         for key, tied_layers in tied.items():
             node, first = next(iter(tied_layers.items()))
             groups = _groups(first)
-            if self._moments[key].count:
+            moments = self._moments.by_weight[key]
+            if moments.count:
                 weight = wide(weights[node].detach())
                 weight = weight.reshape(groups, len(weight) // groups, -1)
                 outputs = weight.shape[:2].numel()
                 scale = wide(first.weight_scale).flatten().expand(outputs).reshape(groups, -1, 1)
                 layers = list(dict.fromkeys(tied_layers.values()))
-                yield Reconstruction(layers, weight, scale, self._moments[key].value)
+                yield Reconstruction(layers, weight, scale, moments.value)
 
 
 def _groups(layer: QuantLayer) -> int:
     return int(layer.settings["groups"]) if isinstance(layer, QuantConv) else 1
+
+
+def _geometry(layer: QuantLayer) -> tuple[Hashable, ...]:
+    """All that the columns of an input depend on."""
+    if not isinstance(layer, QuantConv):
+        return ()
+    settings = (layer.settings[name] for name in ("stride", "dilation", "groups"))
+    return layer.weight_values.shape[2:], *settings, tuple(layer.pads), layer.padding_mode
+
+
+def _bytes(layer: QuantLayer) -> int:
+    inputs = layer.weight_values[0].numel()
+    return moment_bytes(inputs, layer.weight_scale.dtype, groups=_groups(layer))
 
 
 def _columns(layer: QuantLayer, x: torch.Tensor) -> torch.Tensor:
@@ -130,6 +156,11 @@ def second_moments(columns: torch.Tensor) -> torch.Tensor:
     """
     columns = wide(columns)
     return columns @ columns.transpose(-1, -2) / max(columns.shape[-1], 1)
+
+
+def moment_bytes(inputs: int, dtype: torch.dtype, groups: int = 1) -> int:
+    """What second moments of inputs in some dtype take."""
+    return groups * inputs**2 * torch.promote_types(dtype, torch.float32).itemsize
 
 
 def linear_columns(x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -34,7 +34,7 @@ from fxopt_quantize.layers import LayerFactory, int8_refusal
 from fxopt_quantize.learn import learn
 from fxopt_quantize.measured import MeasuredSensitivities
 from fxopt_quantize.modules import FakeQuantize, FakeQuantizePerChannel, QuantLayer
-from fxopt_quantize.moments import InputMoments
+from fxopt_quantize.moments import InputMoments, Reconstruction
 from fxopt_quantize.placement import Placement, Site, place
 from fxopt_quantize.ranges import channel_grids
 from fxopt_quantize.ready import Ready
@@ -98,8 +98,9 @@ class Quantize(Pass):
             default 8, but 7 for a CPU whose kernels would overflow (x86 without VNNI).
         rounding: Which integer a weight becomes: the ``nearest`` one, or one by which the outputs
             on the calibration data err less, by ``gptq`` (Frantar et al. 2023) or ``adaround``
-            (Nagel et al. 2020, up to minutes a layer), which take a further run over the data.
-            Transposed convolutions get the nearest one.
+            (Nagel et al. 2020, up to minutes a layer), which take a further run over the data,
+            or several where weights are very many, to bound memory. Transposed convolutions get
+            the nearest one.
         bias_correction: Whether biases make up for the shift that rounding gives to the mean of a
             layer's outputs (Nagel et al. 2019); takes a second run over the calibration data.
         training: Whether weights, biases and scales are then trained as the integers that they
@@ -324,15 +325,20 @@ class Quantize(Pass):
         return FakeQuantize(grid.scale, grid.zero_point)
 
     def _round_weights(self, program: Program, context: Context, ready: Ready) -> None:
-        choose = {"gptq": gptq, "adaround": adaround}[self.rounding]
-        moments = InputMoments(ready.layers, dict(ready.inputs()))
-        self._observe(program, context, moments, "gathering moments")
         weights = {node: program.leaf(node).get_parameter("weight") for node in ready.layers}
+        for part, moments in InputMoments(ready.layers, dict(ready.inputs())).parts():
+            self._observe(program, context, moments, f"gathering moments{part}")
+            self._reconstruct(moments.found(weights), len(moments), context, part)
+
+    def _reconstruct(
+        self, found: Iterator[Reconstruction], count: int, context: Context, part: str
+    ) -> None:
+        choose = {"gptq": gptq, "adaround": adaround}[self.rounding]
+        limit = int(self._number(context.target).highest)
         with torch.no_grad():
-            for done, each in enumerate(moments.found(weights), start=1):
-                limit = int(self._number(context.target).highest)
+            for done, each in enumerate(found, start=1):
                 each.put(choose(each.weight, each.scale, each.moments, limit))
-                context.progress(f"rounding by {self.rounding}: {done} of {len(moments)} weights")
+                context.progress(f"rounding by {self.rounding}{part}: {done} of {count} weights")
 
     def _weights(self, target: Target) -> str:
         """What is unusual about the weights."""

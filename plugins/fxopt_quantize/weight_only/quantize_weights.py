@@ -56,7 +56,8 @@ class QuantizeWeights(Pass):
         rounding: Which level a weight of a linear layer becomes: the ``nearest`` one, or one by
             which the outputs on the calibration data err less, by ``gptq`` (Frantar et al. 2023,
             with the levels chosen beforehand).
-        samples: How many calibration samples that takes at most, rounded up to whole batches.
+        samples: How many calibration samples that takes at most, rounded up to whole batches. With
+            very many weights they are seen several times, which bounds memory.
         embeddings: Whether the tables of embeddings are stored so too.
         eight_bits: Qualified names of layers whose weights have eight bits; ``*`` matches any text.
         skip: Qualified names of layers that stay in float; ``*`` matches any text.
@@ -161,28 +162,44 @@ class QuantizeWeights(Pass):
             return replace(self, bits=FINE_BITS, eight_bits=(), skip=skip)
         return replace(self, eight_bits=tuple(fine), skip=skip)
 
-    def _moments(
+    def _stores(
         self, program: Program, context: Context, taken: Sequence[fx.Node]
-    ) -> dict[torch.Tensor, torch.Tensor]:
-        """Of the inputs of the layers that are rounded by them; none where none are."""
+    ) -> dict[int, Store]:
+        """By bits, what stores weights; it holds those already that GPTQ rounds."""
+        stores = {bits: Store(bits, self.group, self.symmetric) for bits in (self.bits, FINE_BITS)}
         if self.rounding == "nearest" or not taken:
-            return {}
+            return stores
         if context.calibration is None:
             raise CalibrationError(
                 f"quantize_weights{{rounding={self.rounding}}} needs calibration data",
                 hint="pass calibration=, an iterable of batches such as the model will see",
             )
-        moments = LinearMoments(program, taken)
-        observe(
-            program,
-            context.calibration,
-            moments,
-            samples=self.samples,
-            progress=context.progress,
-            task="gathering moments",
-            remedy=lambda value: skip_text("quantize_weights", layers_taking(value)),
-        )
-        return moments.found()
+        for part, watch in LinearMoments(program, taken).parts():
+            observe(
+                program,
+                context.calibration,
+                watch,
+                samples=self.samples,
+                progress=context.progress,
+                task=f"gathering moments{part}",
+                remedy=lambda value: skip_text("quantize_weights", layers_taking(value)),
+            )
+            self._compensate(program, taken, watch, stores)
+        return stores
+
+    def _compensate(
+        self,
+        program: Program,
+        taken: Sequence[fx.Node],
+        watch: LinearMoments,
+        stores: Mapping[int, Store],
+    ) -> None:
+        """Stores the weights that were watched."""
+        moments = watch.found()
+        for node in taken:
+            for weight in _matrices(program.leaf(node)):
+                if weight in moments:
+                    stores[self._bits(node)].stored(weight, moments[weight])
 
     def _layers(self, program: Program) -> list[fx.Node]:
         return [
@@ -202,11 +219,7 @@ class QuantizeWeights(Pass):
         nodes = self._layers(program)
         check_names(self.eight_bits, [str(node.target) for node in nodes], "eight_bits")
         taken = [node for node in nodes if node not in refused]
-        moments = self._moments(program, context, taken)
-        stores = {
-            bits: Store(bits, self.group, self.symmetric, moments)
-            for bits in (self.bits, FINE_BITS)
-        }
+        stores = self._stores(program, context, taken)
         made: dict[nn.Module, nn.Module] = {}
         for node in taken:
             layer = program.leaf(node)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,30 +37,28 @@ class Store:
         bits: From 2 to 8.
         group: As of :func:`quantize_groups`; 0 for one group a row.
         symmetric: As of :func:`quantize_groups`.
-        moments: Of the inputs of weights that are rounded by what that does to outputs.
     """
 
-    def __init__(
-        self,
-        bits: int,
-        group: int,
-        symmetric: bool,
-        moments: Mapping[torch.Tensor, torch.Tensor] | None = None,
-    ) -> None:
+    def __init__(self, bits: int, group: int, symmetric: bool) -> None:
         self._bits = bits
         self._group = group
         self._symmetric = symmetric
-        self._moments = moments or {}
         self._made: dict[torch.Tensor, StoredWeight] = {}  # tensors are hashed by identity
 
-    def stored(self, weight: torch.Tensor) -> StoredWeight:
-        """The counterpart of a matrix; rows that do not divide into groups are one each."""
+    def stored(self, weight: torch.Tensor, moments: torch.Tensor | None = None) -> StoredWeight:
+        """The counterpart of a matrix; rows that do not divide into groups are one each.
+
+        Args:
+            weight: The matrix.
+            moments: Of its inputs, where it is rounded by what that does to outputs; they count
+                the first time.
+        """
         if weight not in self._made:
             columns = weight.shape[1]
             group = self._group if self._group and columns % self._group == 0 else columns
             found = quantize_groups(weight, self._bits, group, self._symmetric)
-            if weight in self._moments:
-                found = _compensated(weight, found, self._moments[weight])
+            if moments is not None:
+                found = _compensated(weight, found, moments)
             packed = pack(found.codes, self._bits)
             self._made[weight] = StoredWeight(
                 packed, found.scale, found.zero_point, self._bits, group
