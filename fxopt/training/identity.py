@@ -6,7 +6,7 @@ import enum
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping
-from types import CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -77,11 +77,18 @@ def _tensor_parts(tensor: torch.Tensor) -> tuple[object, ...]:
 def _used(function: FunctionType) -> dict[str, object]:
     """What a function closes over, and the constants among the globals that it names."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    closed = {name: cell.cell_contents for name, cell in cells}
+    closed = {name: _held(cell) for name, cell in cells}
     named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
     constants = {name: each for name, each in named.items() if isinstance(each, _CONSTANTS)}
     logs = (list, dict, set)
     return constants | {name: each for name, each in closed.items() if not isinstance(each, logs)}
+
+
+def _held(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty until what it is for is assigned
+        return None
 
 
 def _name(value: object) -> str:

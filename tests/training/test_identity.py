@@ -176,3 +176,16 @@ def test_data_that_differ_each_time_are_gone_on_with(tmp_path):
     lines = []
     assert trained(tmp_path, Noisy(), lines) == first
     assert any("goes on after 2 epochs" in line for line in lines)
+
+
+def test_what_a_function_closes_over_may_not_be_there_yet():
+    def outer(known):
+        def inner():
+            return late
+
+        text = describe(inner)
+        late = known
+        return text, describe(inner)
+
+    early, known = outer(1)
+    assert early != known
