@@ -48,7 +48,9 @@ def test_keyword_inputs_only() -> None:
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
             return a - b
 
-    captured(Keyword(), b=randn(2, 3), a=randn(2, 3))
+    program = captured(Keyword(), b=randn(2, 3), a=randn(2, 3))
+    assert {node.name for node in program.inputs} == {"a", "b"}
+    assert_agrees(program, Keyword(), a=randn(5, 3), b=randn(5, 3))  # in the other order
 
 
 def test_huggingface_bert() -> None:
