@@ -160,6 +160,11 @@ def role_of(program: Program, node: fx.Node) -> Role:
     return next((ROLES[base] for base in bases if base in ROLES), Role.FLOAT)
 
 
+def layers_of(program: Program) -> list[fx.Node]:
+    """The operations that are layers."""
+    return [node for node in program.nodes if role_of(program, node) is Role.LAYER]
+
+
 def operands(node: fx.Node) -> list[fx.Node]:
     """The inputs that a node can take in int8: floats, and not the mask of an attention."""
     sources = node.all_input_nodes
