@@ -27,6 +27,7 @@ from fxopt.ir import (
     is_aten,
     is_random,
     paged,
+    size_hint,
 )
 from fxopt.passes import (
     Calibration,
@@ -80,6 +81,7 @@ __all__ = [
     "is_random",
     "keep_files",
     "paged",
+    "size_hint",
     "windows",
     "zero_keeper",
 ]

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from fxopt.ir import Program
 from fxopt.ir.shapes import attribute
+from fxopt.ir.sizes import size_hint
 
 
 def multiply_adds(program: Program) -> dict[fx.Node, int]:
@@ -28,7 +29,7 @@ def multiply_adds(program: Program) -> dict[fx.Node, int]:
 def example_size(node: fx.Node) -> int:
     """How many numbers the tensor that a node yields has, at the sizes of the examples."""
     value: torch.Tensor = node.meta["val"]
-    return math.prod(map(_number, value.shape))
+    return math.prod(map(size_hint, value.shape))
 
 
 def example_bytes(node: fx.Node) -> int:
@@ -56,7 +57,7 @@ def _count(program: Program, node: fx.Node) -> int:
 
 def _count_recurrent(leaf: nn.RNNBase, node: fx.Node) -> int:
     value = node.all_input_nodes[0].meta["val"]
-    steps = _number(value.numel()) // leaf.input_size
+    steps = size_hint(value.numel()) // leaf.input_size
     return steps * sum(weight.numel() for weight in leaf.parameters() if weight.dim() > 1)
 
 
@@ -79,16 +80,9 @@ def _meta(program: Program, node: fx.Node) -> Any:
 def _sized(value: Any) -> Any:
     """A value of a node at the sizes of the examples."""
     if isinstance(value, torch.SymInt):
-        return _number(value)
+        return size_hint(value)
     return _empty(value) if isinstance(value, torch.Tensor) else value
 
 
 def _empty(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty([_number(s) for s in tensor.shape], dtype=tensor.dtype, device="meta")
-
-
-def _number(size: int | torch.SymInt) -> int:
-    """A size as it is in the examples; 1 where it depends on their values."""
-    if isinstance(size, torch.SymInt):  # newer torch has a function for this
-        return 1 if size.node.hint is None else int(size.node.hint)
-    return size
+    return torch.empty([size_hint(s) for s in tensor.shape], dtype=tensor.dtype, device="meta")

@@ -15,6 +15,7 @@ from fxopt.ir.paged import paged
 from fxopt.ir.program import Program
 from fxopt.ir.result import PassResult
 from fxopt.ir.signature import Signature
+from fxopt.ir.sizes import size_hint
 from fxopt.ir.verify import verify_program
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "is_training_only",
     "mark_training_only",
     "paged",
+    "size_hint",
     "tensor_bytes",
     "verify_program",
 ]

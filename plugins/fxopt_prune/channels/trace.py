@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxopt.plugin import Program, is_aten
+from fxopt.plugin import Program, is_aten, size_hint
 from fxopt_prune.channels.atoms import Atoms, Labels, fixed
 
 Dims = tuple[Labels, ...]
@@ -230,11 +230,7 @@ def fixed_value(value: Any) -> Value:
 
 def sizes_of(value: torch.Tensor) -> tuple[int, ...]:
     """The sizes of a value; where one is symbolic, that of the example."""
-    return tuple(_number(size) for size in value.shape)
-
-
-def _number(size: Any) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
+    return tuple(size_hint(size) for size in value.shape)
 
 
 def _has_tensors(node: fx.Node) -> bool:

@@ -435,3 +435,25 @@ def test_norms_as_functions(norm, inexact):
 @given(case=generated_cases(), share=st.sampled_from([0.1, 0.3, 0.6]), seed=st.integers(0, 99))
 def test_generated_models(case, share, seed):
     check(case, share, seed)
+
+
+def test_sizes_that_depend_on_values_are_no_obstacle():
+    def some_rows(m, x):
+        y = m.first(x).relu()
+        kept = torch.nonzero(x.sum(1) > 0)[:, 0]
+        padded = torch.cat([torch.zeros(kept.shape[0], 12).double(), y[kept]])
+        return m.last(m.second(padded).relu())
+
+    layers = {"first": nn.Linear(8, 12), "second": nn.Linear(12, 12), "last": nn.Linear(12, 4)}
+    structure = check_model(Forward(some_rows, **layers), random(6, 8))
+    assert [len(group) for group in structure.groups] == [12, 12]
+
+
+def test_rows_split_at_a_size_that_depends_on_values_stay():
+    def pairs(m, x):
+        kept = torch.nonzero(x.sum(1) > 0)
+        y = m.first(torch.zeros(kept.shape[0], 2, 8).double()).reshape(-1, 12)
+        return m.last(y + m.other(x[:1]))
+
+    layers = {"first": nn.Linear(8, 12), "other": nn.Linear(8, 12), "last": nn.Linear(12, 4)}
+    assert check_model(Forward(pairs, **layers), random(6, 8)).groups

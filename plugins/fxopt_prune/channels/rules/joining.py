@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxopt.plugin import size_hint
 from fxopt_prune.channels.atoms import Labels, fixed, is_free
 from fxopt_prune.channels.rules.moving import along, number
 from fxopt_prune.channels.rules.pointwise import broadcast
@@ -90,7 +91,7 @@ def made(call: Call) -> Dims:
 def _of_any_size(call: Call, size: Any) -> Labels:
     if isinstance(size, int):
         return call.trace.atoms.fresh(size)
-    return fixed(int(size.node.hint))
+    return fixed(size_hint(size))
 
 
 @resize(
