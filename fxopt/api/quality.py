@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxopt.errors import FxoptError, InputError
 from fxopt.pipeline import compare, full_precision
+from fxopt.pipeline.sandbox import evaluating
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -45,13 +46,14 @@ def compare_models(original: nn.Module, optimized: nn.Module, calls: Iterable[Ca
 
 
 def score_of(evaluate: Callable[[nn.Module], float], module: nn.Module) -> float:
-    """The user's score of a module.
+    """The user's score of a module, which is in eval mode, and in its own mode again afterwards.
 
     Raises:
         InputError: ``evaluate`` raised, or returned no number.
     """
     try:
-        score = evaluate(module)
+        with evaluating(module):  # many end with .train(), and batch norms would go on learning
+            score = evaluate(module)
     except FxoptError:
         raise
     except Exception as error:

@@ -153,6 +153,20 @@ def test_max_drop_rolls_back(model, x):
     assert fast.report.score_after > -1e-5
 
 
+def test_evaluate_may_leave_a_module_in_training_mode(model, x):
+    def evaluate(module):
+        module.eval()
+        score = -float(module(x).detach().abs().sum())
+        module.train()
+        return score
+
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fast = fxopt.optimize(model, (x,), backends=["eager"], evaluate=evaluate, max_drop=1e-3)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module.training for module in fast.modules())
+    assert fast.report.drift < 1e-4
+
+
 def test_time_limit_still_answers(model, x):
     fast = fxopt.optimize(model, (x,), time_limit=0.0)
     with torch.no_grad():
