@@ -24,6 +24,7 @@ from fxopt.api.whole import (
 from fxopt.emit import OptimizedModule, emit_python, guarded, unshare
 from fxopt.errors import CaptureError, InputError
 from fxopt.frontend import (
+    buffers_restored,
     capture_program,
     check_model,
     check_place,
@@ -119,7 +120,7 @@ def optimize(
     inputs = normalize_inputs(model, example_inputs)
     check_place(model, inputs, request.target.device)
     request = replace(request, calibration=placed(request.calibration, inputs))
-    with random_state_restored(seed):
+    with random_state_restored(seed), buffers_restored(model):
         if request.training is not None:
             request.training.check()
         fast = _dispatch(model, inputs, request)

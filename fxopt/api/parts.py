@@ -15,7 +15,7 @@ from fxopt.api.whole import Optimized, Subject, optimize_subject
 from fxopt.cost import Latency, measure
 from fxopt.emit import OptimizedModule, emit_python
 from fxopt.errors import CaptureError, InputError
-from fxopt.frontend import PartialCapture, capture_parts, structural_copy
+from fxopt.frontend import PartialCapture, capture_parts, own_inputs, structural_copy
 from fxopt.ir import tensor_bytes
 from fxopt.passes import Exact, batch_arguments
 from fxopt.report import PassRecord, Report
@@ -129,7 +129,7 @@ class _PartBatches:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches:
-            args, kwargs = batch_arguments(batch)
+            args, kwargs = own_inputs(batch_arguments(batch))
             seen: list[Any] = []
             hook = self._part.register_forward_pre_hook(
                 lambda _, args, kwargs, seen=seen: seen.append(_as_batch(args, kwargs)),
@@ -197,7 +197,7 @@ def _scores(
 
 
 def _latencies(original: nn.Module, module: nn.Module, inputs: Call) -> tuple[Latency, Latency]:
-    args, kwargs = inputs
+    args, kwargs = own_inputs(inputs)
     with torch.no_grad():
         latencies = measure(
             {

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import FxoptError, InputError
+from fxopt.frontend import buffers_restored, own_inputs
 from fxopt.pipeline import compare, full_precision
 from fxopt.pipeline.sandbox import evaluating
 
@@ -68,7 +69,8 @@ def score_of(evaluate: Callable[[nn.Module], float], module: nn.Module) -> float
 
 
 def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    with torch.no_grad(), full_precision():
+    args, kwargs = own_inputs((args, kwargs))  # a model may write to its inputs, or to its buffers
+    with torch.no_grad(), full_precision(), buffers_restored(module):
         return pytree.tree_leaves(module(*args, **kwargs))
 
 

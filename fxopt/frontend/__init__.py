@@ -2,19 +2,21 @@
 
 from fxopt.frontend.batches import batch_size, with_batch
 from fxopt.frontend.capture import capture_program
-from fxopt.frontend.inputs import check_model, check_place, normalize_inputs
+from fxopt.frontend.inputs import check_model, check_place, normalize_inputs, own_inputs
 from fxopt.frontend.parts import GuardedPart, PartialCapture, capture_parts
-from fxopt.frontend.structure import random_state_restored, structural_copy
+from fxopt.frontend.structure import buffers_restored, random_state_restored, structural_copy
 
 __all__ = [
     "GuardedPart",
     "PartialCapture",
     "batch_size",
+    "buffers_restored",
     "capture_parts",
     "capture_program",
     "check_model",
     "check_place",
     "normalize_inputs",
+    "own_inputs",
     "random_state_restored",
     "structural_copy",
     "with_batch",

@@ -15,6 +15,7 @@ from fxopt.frontend.batches import batch_size, batched_tensors, is_batched, with
 from fxopt.frontend.comparing import mismatch
 from fxopt.frontend.exporting import depends_on_data, export_model, largest_size
 from fxopt.frontend.functional import functionalize
+from fxopt.frontend.inputs import own_inputs
 from fxopt.frontend.keep import IdentityWatch, kept, training_modules
 from fxopt.frontend.raising import raise_graph
 from fxopt.frontend.source import blame
@@ -137,7 +138,7 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
     Raises:
         CaptureError: The model does not take the inputs; the error names its line.
     """
-    args, kwargs = pytree.tree_map(_own, inputs)
+    args, kwargs = own_inputs(inputs)
     with torch.no_grad(), buffers_restored(model), random_state_restored(seed=0), fast_path_off():
         try:
             return model(*args, **kwargs)
@@ -156,11 +157,6 @@ def _run_program(program: Program, inputs: Inputs) -> tuple[Any, ...]:
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             size = batch_size(inputs)
             raise CaptureError(f"the captured program fails at batch {size}: {error}") from error
-
-
-def _own(leaf: Any) -> Any:
-    """A copy: the model may write to its inputs."""
-    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _batched_inputs(program: Program, inputs: Inputs) -> list[Node]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 from fxopt.errors import InputError
 from fxopt.frontend.batches import with_batch
 
-__all__ = ["check_model", "check_place", "normalize_inputs", "with_batch"]
+__all__ = ["check_model", "check_place", "normalize_inputs", "own_inputs", "with_batch"]
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+T = TypeVar("T")
 
 
 def check_model(model: object) -> None:
@@ -98,6 +99,11 @@ def normalize_inputs(model: nn.Module, example_inputs: object = None) -> Inputs 
     return args, kwargs
 
 
+def own_inputs(inputs: T) -> T:
+    """Any tree of inputs with tensors of their own: a model may write to what it is given."""
+    return pytree.tree_map(_copied, inputs)  # type: ignore[no-any-return]
+
+
 def offered_inputs(model: nn.Module) -> object:
     """The example inputs that a model offers, None where it offers none."""
     offered = getattr(model, "example_input_array", None)
@@ -106,6 +112,10 @@ def offered_inputs(model: nn.Module) -> object:
     if offered is None:
         offered = _image(model)
     return None if offered is None else pytree.tree_map(_Mover(model), offered)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _image(model: nn.Module) -> Tensor | None:

@@ -211,6 +211,37 @@ def test_in_parts_where_the_whole_cannot_be_captured(x):
     assert torch.equal(copy.deepcopy(fast)(x), fast(x))
 
 
+class Recording(Branching):
+    """It counts its calls in a buffer, and writes to its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x.mul_(1.5)) + self.calls
+
+
+def test_what_a_model_writes_to_is_as_before(x):
+    model, before = vary(Recording()), x.clone()
+    batch = x + 1
+    fast = fxopt.optimize(
+        model,
+        (x,),
+        backends=["eager"],
+        passes="fold_bn,quantize",
+        calibration=[batch],
+        max_drift=0.5,
+        evaluate=lambda module: float(module(before.clone()).sum()),
+    )
+    assert torch.equal(x, before)
+    assert torch.equal(batch, before + 1)
+    assert model.calls == 0
+    assert fast.report.drift < 0.1
+    assert not any("all parts" in note for note in fast.report.notes)
+
+
 def test_lossy_parts_keep_the_limits_of_the_whole(x):
     model = vary(Branching())
     request = {"passes": "cleanup,fold_bn,quantize", "calibration": [x], "max_drift": 1e-6}
