@@ -95,6 +95,19 @@ def test_excluded_with_a_reason(model, x, plugins, backend, reason):
         assert (fast(x) - model(x)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("question", ["variants", "unsupported", "refuses"])
+def test_one_that_fails_when_asked_what_it_supports_is_excluded(model, x, plugins, question):
+    def fail(*_, **__):
+        raise IndexError("no such table")
+
+    broken = dataclass(frozen=True)(type("Broken", (Fails,), {question: fail}))
+    plugins(backends=[broken])
+    fast = fxopt.optimize(model, (x,), backends=["fails", "eager"])
+    found = {c.backend: c.reason for c in fast.report.regions[0].candidates}
+    assert found["fails"] == "it cannot say what it supports: IndexError: no such table"
+    assert found["eager"] == ""
+
+
 def test_one_that_is_missing_is_noted(model, x, plugins):
     plugins(backends=[Missing])
     fast = fxopt.optimize(model, (x,), time_limit=0)

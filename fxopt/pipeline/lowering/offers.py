@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fxopt.backends import Backend
 from fxopt.pipeline.assignment import Assignment, Share, whole
-from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.candidate import Candidate, describe
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.version import REDUCED, Version
 from fxopt.pipeline.partition import partition
@@ -18,11 +18,20 @@ def offers(versions: Sequence[Version], job: LoweringJob) -> list[Candidate]:
     Those that a backend refuses carry the reason.
     """
     return [
-        _offer(version, variant, job)
+        candidate
         for version in versions
         for backend in job.backends
-        for variant in _variants(backend, version, job)
+        for candidate in _offers(version, backend, job)
     ]
+
+
+def _offers(version: Version, backend: Backend, job: LoweringJob) -> list[Candidate]:
+    try:
+        return [_offer(version, variant, job) for variant in _variants(backend, version, job)]
+    except Exception as failure:  # noqa: BLE001 - a plugin may raise anything; it is reported
+        candidate = Candidate(version, whole(backend))
+        candidate.drop(f"it cannot say what it supports: {describe(failure)}")
+        return [candidate]
 
 
 def _offer(version: Version, backend: Backend, job: LoweringJob) -> Candidate:
