@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxopt.errors import FxoptError, InputError
+from fxopt.errors import CalibrationError, FxoptError, InputError
 from fxopt.frontend import buffers_restored, own_inputs
 from fxopt.pipeline import compare, full_precision
 from fxopt.pipeline.sandbox import evaluating
@@ -35,10 +35,14 @@ class Quality:
 
 
 def compare_models(original: nn.Module, optimized: nn.Module, calls: Iterable[Call]) -> Quality:
-    """Runs both models on some calls and compares their outputs."""
+    """Runs both models on some calls and compares their outputs.
+
+    Raises:
+        CalibrationError: The original does not take one of the calls.
+    """
     drift, same, rows = 0.0, 0, 0
     for args, kwargs in calls:
-        expected = _outputs(original, args, kwargs)
+        expected = _expected(original, args, kwargs)
         actual = _outputs(optimized, args, kwargs)
         drift = max(drift, compare(actual, expected).error)
         agreeing, counted = _agreement(actual, expected)
@@ -66,6 +70,16 @@ def score_of(evaluate: Callable[[nn.Module], float], module: nn.Module) -> float
         return float(score)
     except (TypeError, ValueError) as error:
         raise InputError(f"evaluate returned {score!r}, which is no number") from error
+
+
+def _expected(original: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    try:
+        return _outputs(original, args, kwargs)
+    except Exception as error:
+        raise CalibrationError(
+            f"the model fails on a calibration batch: {type(error).__name__}: {error}",
+            hint="its batches must be like the example inputs in dtype, device and sizes",
+        ) from error
 
 
 def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

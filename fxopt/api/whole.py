@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from fxopt.api.quality import MAX_CALLS, Call, Quality, compare_models, score_of
 from fxopt.api.request import Request
 from fxopt.emit import OptimizedModule
-from fxopt.errors import CaptureError, InputError
+from fxopt.errors import CalibrationError, CaptureError, InputError
 from fxopt.frontend import batch_size, capture_program, with_batch
 from fxopt.ir import Program
 from fxopt.passes import Calibration, Context, Pass, batch_arguments
@@ -35,6 +36,7 @@ from fxopt.pipeline import (
     run_flat,
     unrounded_version,
 )
+from fxopt.pipeline.lowering.candidate import describe
 from fxopt.report import PassRecord
 from fxopt.training import Trainer
 
@@ -252,14 +254,26 @@ class _Gate:
     ) -> None:
         self._subject, self._request = subject, request
         self._before, self._calls = before, calls
-        self._scores: dict[int, float] = {}
+        self._qualities: WeakKeyDictionary[nn.Module, Quality] = WeakKeyDictionary()
+        self._scores: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
 
     def __call__(self, module: OptimizedModule) -> str | None:
-        limit = self._request.max_drift
-        if limit is not None:
-            drift = self.quality(module).drift
-            if not drift <= limit:
-                return f"drift {drift:.2%} is over max_drift {limit:.2%}"
+        """Why ``module`` must not be used; None when it may.
+
+        Raises:
+            CalibrationError: The original does not take the calibration data.
+        """
+        try:
+            return self._excess(module)
+        except CalibrationError:
+            raise
+        except Exception as failure:  # noqa: BLE001 - it fails where the original does not
+            return f"it fails on your data: {describe(failure)}"
+
+    def _excess(self, module: OptimizedModule) -> str | None:
+        limit, drift = self._request.max_drift, self.quality(module).drift
+        if limit is not None and not drift <= limit:
+            return f"drift {drift:.2%} is over max_drift {limit:.2%}"
         score, most = self.score(module), self._request.max_drop
         if score is None or self._before is None or most is None:
             return None
@@ -267,16 +281,19 @@ class _Gate:
         return None if drop <= most else f"the score drops by {drop:.4g}, over max_drop {most:.4g}"
 
     def quality(self, module: OptimizedModule) -> Quality:
-        """How far a module is from the original, on the example and calibration batches."""
-        return compare_models(self._subject.model, module, self._calls)
+        """How far a module is from the original on the example and calibration data, once."""
+        if module not in self._qualities:
+            quality = compare_models(self._subject.model, module, self._calls)
+            self._qualities[module] = quality
+        return self._qualities[module]
 
     def score(self, module: OptimizedModule) -> float | None:
         """The user's score of a module, computed once."""
         if self._request.evaluate is None:
             return None
-        if id(module) not in self._scores:
-            self._scores[id(module)] = score_of(self._request.evaluate, module)
-        return self._scores[id(module)]
+        if module not in self._scores:
+            self._scores[module] = score_of(self._request.evaluate, module)
+        return self._scores[module]
 
 
 def _job(

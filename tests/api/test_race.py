@@ -2,11 +2,14 @@
 
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fxopt
+from fxopt.api.whole import _Gate
+from fxopt.errors import CalibrationError
 from fxopt.plugin import Backend, BackendInfo
 from tests.api.executables import Compile
 
@@ -43,6 +46,23 @@ class WrongElsewhere(Backend):
             if len(given[0]) == size:
                 return cached
             return tuple(t + 1 for t in program.module(*given))
+
+        return Compile(call)
+
+
+@dataclass(frozen=True)
+class FailsElsewhere(Backend):
+    """Right at any batch size but four, and very fast at the example's."""
+
+    info = BackendInfo("fails_elsewhere", ("cpu",))
+
+    def lower(self, program, inputs, target):
+        size, cached = len(inputs[0]), program.module(*inputs)
+
+        def call(*given):
+            if len(given[0]) == 4:
+                raise RuntimeError("out of memory")
+            return cached if len(given[0]) == size else program.module(*given)
 
         return Compile(call)
 
@@ -112,6 +132,36 @@ def test_one_that_is_missing_is_noted(model, x, plugins):
     plugins(backends=[Missing])
     fast = fxopt.optimize(model, (x,), time_limit=0)
     assert any("missing" in note and "not installed" in note for note in fast.report.notes)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_drift": 0.1}, {"max_drop": 0.1}])
+@pytest.mark.parametrize("data", ["calibration", "evaluate"])
+def test_one_that_fails_on_the_users_data_is_excluded(model, x, plugins, data, limits):
+    plugins(backends=[FailsElsewhere])
+    batch = torch.cat([x, x])
+    given = {"calibration": {"calibration": [batch]}, "evaluate": {}}[data]
+    if data == "evaluate" or "max_drop" in limits:
+        given["evaluate"] = lambda module: float(module(batch).detach().mean())
+    fast = fxopt.optimize(model, (x,), backends=["fails_elsewhere"], **given, **limits)
+    (record,) = (c for c in fast.report.regions[0].candidates if c.backend == "fails_elsewhere")
+    assert "out of memory" in record.reason
+    assert not fast.lowered()
+
+
+def test_no_module_is_judged_by_the_score_of_one_that_is_gone():
+    request = SimpleNamespace(evaluate=lambda module: float(module.bias))
+    gate = _Gate(SimpleNamespace(), request, 0.0, [])
+    for value in range(20):
+        module = torch.nn.Linear(1, 1)  # often where the one before was in memory
+        torch.nn.init.constant_(module.bias, value)
+        assert gate.score(module) == value
+        del module
+
+
+def test_calibration_that_the_model_does_not_take_is_told(x, plugins):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2)).eval()
+    with pytest.raises(CalibrationError, match="fails on a calibration batch"):
+        fxopt.optimize(model, (x,), backends=["eager"], calibration=[x[:, :2]])
 
 
 def test_slower_than_the_original_is_not_kept(model, x, plugins):
