@@ -51,6 +51,21 @@ class WrongElsewhere(Backend):
 
 
 @dataclass(frozen=True)
+class FailsLater(Backend):
+    info = BackendInfo("fails_later", ("cpu",))
+
+    def lower(self, program, inputs, target):
+        calls = iter(range(3))
+
+        def call(*given):
+            if next(calls, None) is None:
+                raise RuntimeError("out of handles")
+            return program.module(*given)
+
+        return Compile(call)
+
+
+@dataclass(frozen=True)
 class FailsElsewhere(Backend):
     """Right at any batch size but four, and very fast at the example's."""
 
@@ -101,6 +116,7 @@ class NotANumber(Backend):
         (WrongElsewhere, "another batch size"),
         (Fails, "no such kernel"),
         (FailsAtRun, "illegal instruction"),
+        (FailsLater, "out of handles"),
         (NotANumber, "output error"),
     ],
 )
@@ -149,7 +165,7 @@ def test_one_that_fails_on_the_users_data_is_excluded(model, x, plugins, data, l
 
 
 def test_no_module_is_judged_by_the_score_of_one_that_is_gone():
-    request = SimpleNamespace(evaluate=lambda module: float(module.bias))
+    request = SimpleNamespace(evaluate=lambda module: module.bias.item())
     gate = _Gate(SimpleNamespace(), request, 0.0, [])
     for value in range(20):
         module = torch.nn.Linear(1, 1)  # often where the one before was in memory

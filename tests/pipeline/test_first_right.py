@@ -61,7 +61,7 @@ def builds(monkeypatch):
     """What each candidate takes once it is built here."""
     found = {}
 
-    def build_and_time(candidate, before, job):
+    def build_and_time(candidate, others, before, job):
         timed(candidate, found[candidate.key])
         return before
 
@@ -110,8 +110,53 @@ def test_a_second_race_at_another_speed_changes_no_order(candidates, monkeypatch
     assert [c.median for c in (late, first, second)] == [1.9, 2.0, 3.0]
 
 
-@pytest.mark.parametrize(("names", "long"), [(["eager"], False), (["eager", "runtime"], True)])
-def test_a_race_is_short_where_nothing_can_be_chosen(names, long, candidates, monkeypatch):
+@pytest.fixture
+def slower_by_now(monkeypatch):
+    """Races on a machine that takes half as long again as at first; what each took then."""
+    took = {}
+
+    def race(racing, job):
+        for candidate in racing:
+            timed(candidate, 1.5 * took[candidate.key])
+        return Latency((15.0,))
+
+    monkeypatch.setattr(race_module, "race", race)
+    return took
+
+
+def test_what_came_late_does_not_make_others_look_fast(candidates, slower_by_now):
+    leader, slow, late, plain = candidates
+    for candidate, milliseconds in zip(candidates, (9.5, 11.0, 9.0, 10.5), strict=True):
+        slower_by_now[candidate.key] = milliseconds
+        if candidate is not late:
+            timed(candidate, milliseconds)
+    others = [leader, slow, plain]
+    now = race_module.race_late([late], [leader], others, Latency((10.0,)), None)
+    assert [c.median for c in candidates] == pytest.approx([14.25, 16.5, 13.5, 15.75])
+    refused = Job(refused=(late, leader))
+    assert first_right(candidates, plain, now, *checking(refused)) is plain
+
+
+def test_what_is_built_at_last_does_not_make_others_look_fast(
+    candidates, slower_by_now, monkeypatch
+):
+    refused, built_late, slow, plain = candidates
+    for candidate, milliseconds in zip(candidates, (8.0, 10.1, 11.0, 10.5), strict=True):
+        slower_by_now[candidate.key] = milliseconds
+        timed(candidate, milliseconds, built=candidate is not built_late)
+    monkeypatch.setattr(verify_module, "build", lambda candidate, job: timed(candidate, 0.0))
+    found = first_right(candidates, plain, Latency((10.0,)), *checking(Job((refused,))))
+    assert found is plain
+    assert slow.median == pytest.approx(16.5)
+
+
+@pytest.mark.parametrize(
+    ("names", "left", "long"),
+    [(["eager"], 99.0, False), (["eager", "runtime"], 99.0, True), (["runtime"], -5.0, False)],
+)
+def test_a_race_is_short_where_nothing_can_be_chosen_or_time_is_up(
+    names, left, long, candidates, monkeypatch
+):
     version = candidates[0].version
     kinds = {"eager": Candidate(version, whole(Eager())), "runtime": candidates[0]}
     racing = [kinds[name] for name in names]
@@ -125,7 +170,11 @@ def test_a_race_is_short_where_nothing_can_be_chosen(names, long, candidates, mo
 
     monkeypatch.setattr(race_module, "measure", measure)
     job = SimpleNamespace(
-        original=None, examples=([image()],), name="net", progress=lambda line: None
+        original=None,
+        examples=([image()],),
+        name="net",
+        progress=lambda line: None,
+        seconds_left=left,
     )
     race_module.race(racing, job)
     assert (given[0] > 10) is long

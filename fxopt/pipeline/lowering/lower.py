@@ -15,7 +15,7 @@ from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.mixing import MOST_RIVALS, mixtures
 from fxopt.pipeline.lowering.offers import offers
-from fxopt.pipeline.lowering.race import race, race_again, race_apart, rescale
+from fxopt.pipeline.lowering.race import race, race_again, race_apart, race_late, rescale
 from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.sizes import OtherSizes
@@ -182,6 +182,7 @@ def _race_here(
     """
     elsewhere = {c: c.latency for c in finalists if c.latency is not None}
     before = race(finalists, job)
+    elsewhere = {c: took for c, took in elsewhere.items() if c.hopeful}
     if elsewhere:
         ratios = [candidate.median / took.median for candidate, took in elsewhere.items()]
         factor = statistics.geometric_mean(ratios)
@@ -190,14 +191,20 @@ def _race_here(
             assert candidate.latency is not None
             candidate.timed(candidate.latency.joined(took.scaled(factor)))
     for challengers in (tunings, mixtures):
-        late = challengers(finalists, candidates, job)
+        timed = [candidate for candidate in finalists if candidate.module is not None]
+        late = challengers(timed, candidates, job)
+        before = _challenge(late, timed, candidates, before, job)
         candidates += late
-        before = _challenge(late, finalists, before, job)
+        finalists += [candidate for candidate in late if candidate.module is not None]
     return before
 
 
 def _challenge(
-    late: Sequence[Candidate], timed: list[Candidate], before: Latency, job: LoweringJob
+    late: Sequence[Candidate],
+    timed: Sequence[Candidate],
+    candidates: Sequence[Candidate],
+    before: Latency,
+    job: LoweringJob,
 ) -> Latency:
     """Races candidates that came late against the best so far and the original."""
     screen(late, job, rivals=timed)
@@ -207,8 +214,7 @@ def _challenge(
     if not right:
         return before
     close = [c for c in leaders(timed) if not c.assignment.native]
-    timed += right
-    return race([*close, *right], job)
+    return race_late(right, close, candidates, before, job)
 
 
 def _plain(version: Version, candidates: Sequence[Candidate], job: LoweringJob) -> Candidate:

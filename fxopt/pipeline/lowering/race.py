@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from fxopt.cost import Latency, measure
-from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.candidate import Candidate, describe
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
 from fxopt.pipeline.lowering.screen import screen_again
 
@@ -27,24 +27,68 @@ _SECONDS_TO_TELL = 2.0
 def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
     """Times candidates that are built in this process, and notes their latencies.
 
+    One that fails is out, and the others race again.
+
     Returns:
         The latency of the original.
     """
-    calls: dict[str, Callable[[], object]] = {_ORIGINAL: job.original}
-    for candidate in candidates:
-        calls[candidate.name] = candidate.call(job.examples[0])
-    job.progress(f"measuring {len(calls)} candidates for {job.name}")
-    with torch.no_grad():
-        seconds = _SECONDS if _is_choice(candidates) else _SECONDS_TO_TELL
-        latencies = measure(calls, rounds=_ROUNDS, narrowing=_NARROWING, seconds=seconds)
-    for candidate in candidates:
-        candidate.timed(latencies[candidate.name])
+    racing = {c.name: c for c in candidates if c.module is not None}
+    calls = {name: c.call(job.examples[0]) for name, c in racing.items()}
+    job.progress(f"measuring {len(calls) + 1} candidates for {job.name}")
+    seconds = _SECONDS_TO_TELL
+    if _is_choice([*racing.values()]):
+        seconds = max(seconds, min(_SECONDS, job.seconds_left))
+    turns: list[str] = []
+    try:
+        latencies = _measured({_ORIGINAL: job.original, **calls}, seconds, turns.append)
+    except Exception as failure:
+        culprit = racing.get(turns[-1])
+        if culprit is None or culprit.assignment.native:
+            raise
+        culprit.drop(describe(failure))
+        return race(candidates, job)
+    for name, candidate in racing.items():
+        candidate.timed(latencies[name])
     return latencies[_ORIGINAL]
+
+
+def _measured(
+    calls: Mapping[str, Callable[[], object]], seconds: float, watch: Callable[[str], None]
+) -> dict[str, Latency]:
+    with torch.no_grad():
+        return measure(calls, rounds=_ROUNDS, narrowing=_NARROWING, seconds=seconds, watch=watch)
+
+
+def race_late(
+    late: Sequence[Candidate],
+    leading: Sequence[Candidate],
+    others: Sequence[Candidate],
+    before: Latency,
+    job: LoweringJob,
+) -> Latency:
+    """Races what was built late with the leaders; the others are as far behind as they were.
+
+    Args:
+        late: They have not raced here before.
+        leading: They have.
+        others: What else there is; those of the above among them are left alone.
+        before: Latency of the original when the leaders raced.
+        job: Has the original.
+
+    Returns:
+        The latency of the original now.
+    """
+    took = [candidate.median for candidate in leading]
+    now = race([*leading, *late], job)
+    ratios = [c.median / was for c, was in zip(leading, took, strict=True) if c.hopeful]
+    factor = statistics.geometric_mean([now.median / before.median, *ratios])
+    rescale([c for c in others if c not in leading and c not in late], factor)
+    return now
 
 
 def _is_choice(candidates: Sequence[Candidate]) -> bool:
     """A program that nothing has lowered is kept, whether it or the original is faster."""
-    return len(candidates) > 1 or not candidates[0].assignment.native
+    return len(candidates) > 1 or not all(c.assignment.native for c in candidates)
 
 
 def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:

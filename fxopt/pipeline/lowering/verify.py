@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fxopt.cost import Latency
 from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import LoweringJob
-from fxopt.pipeline.lowering.race import race
+from fxopt.pipeline.lowering.race import race_late
 from fxopt.pipeline.lowering.sizes import OtherSizes
 
 
@@ -33,7 +33,7 @@ def first_right(
     left = list(candidates)
     while left and (candidate := min(left, key=lambda c: c.merit)) is not plain:
         if candidate.module is None:
-            before = _build_and_time(candidate, before, job)
+            before = _build_and_time(candidate, candidates, before, job)
             if candidate.module is None:
                 left.remove(candidate)
             continue
@@ -49,7 +49,9 @@ def first_right(
     return plain
 
 
-def _build_and_time(candidate: Candidate, before: Latency, job: LoweringJob) -> Latency:
+def _build_and_time(
+    candidate: Candidate, others: Sequence[Candidate], before: Latency, job: LoweringJob
+) -> Latency:
     """Builds one that was not wanted before; the latency of the original."""
     build(candidate, job)
-    return before if candidate.module is None else race([candidate], job)
+    return before if candidate.module is None else race_late([candidate], (), others, before, job)
