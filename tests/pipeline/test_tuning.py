@@ -3,12 +3,13 @@
 import json
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 import fxopt
-from fxopt.pipeline.lowering.tuning import Timing, TuningFile
+from fxopt.pipeline.lowering.tuning import Timing, TuningFile, cache_folder, updated
 from fxopt.plugin import Backend, BackendInfo, Executable, Lowering
 from tests.api.conftest import model, plugins, x  # noqa: F401 - fixtures
 
@@ -122,6 +123,39 @@ def test_nonsense_in_a_file_cannot_take_every_candidate_out(optimize, own_cache)
 def test_noise_takes_nothing_out(raced, behind):
     assert Timing(10.0 * behind, raced).far_behind(10.0)
     assert not Timing(10.0 * (behind - 0.15), raced).far_behind(10.0)
+
+
+def test_what_was_measured_at_another_speed_is_held_against_the_new():
+    known = {"best": Timing(10.0, True), "next": Timing(11.0, True), "slow": Timing(13.0, True)}
+    found = {"best": Timing(20.0, True), "next": Timing(22.0, True), "new": Timing(30.0, False)}
+    now = updated(known, found)
+    assert now["slow"].milliseconds == pytest.approx(26.0)
+    assert {name: now[name] for name in found} == found
+    assert updated({}, found) == found
+    assert updated(known, {}) == known
+
+
+def test_a_slow_day_does_not_put_what_was_slow_in_front(optimize, own_cache):
+    optimize()
+    (file,) = files(own_cache)
+    held = json.loads(file.read_text())
+    for each in held["timings"].values():  # as if the machine had been a hundred times as fast
+        each["milliseconds"] /= 100
+    file.write_text(json.dumps(held))
+    optimize()
+    optimize()
+    assert set(BUILT) == {"quick"}
+
+
+def test_a_user_without_a_home_folder(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FXOPT_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    file = TuningFile(cache_folder() / "tuning" / "job.json", "job")
+    assert file.read() == {}
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_failure(optimize, own_cache):

@@ -20,7 +20,7 @@ from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.sizes import OtherSizes
 from fxopt.pipeline.lowering.tune import leaders, tunings
-from fxopt.pipeline.lowering.tuning import Timing, drop_slow, timings, tuning_file
+from fxopt.pipeline.lowering.tuning import Timing, drop_slow, timings, tuning_file, updated
 from fxopt.pipeline.lowering.verify import first_right
 from fxopt.pipeline.lowering.version import Version
 from fxopt.report import RegionRecord
@@ -71,7 +71,7 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     winner, before = _choose(versions[0], candidates, sizes, job)
     while _brought_back(candidates, winner, known):
         winner, before = _choose(versions[0], candidates, sizes, job)
-    tuning.write(known | timings(candidates))
+    tuning.write(updated(known, timings(candidates)))
     return _outcome(winner, candidates, before, job)
 
 

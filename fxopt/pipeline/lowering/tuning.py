@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -98,7 +99,10 @@ def cache_folder() -> Path:
     chosen = os.environ.get(_VARIABLE)
     if chosen:
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # this user has none, as in some containers
+        base = tempfile.gettempdir()
     return Path(base) / "fxopt"
 
 
@@ -121,6 +125,18 @@ def timings(candidates: Sequence[Candidate]) -> dict[str, Timing]:
         for candidate in candidates
         if candidate.record.milliseconds is not None and not candidate.record.reason
     }
+
+
+def updated(known: Mapping[str, Timing], found: Mapping[str, Timing]) -> dict[str, Timing]:
+    """What was measured before and what was measured now, at the speed that the machine has now.
+
+    It may be twice as fast today, or shared with others: as they were, the timings of those that
+    were not tried again would be too fast or too slow beside the new ones.
+    """
+    ratios = [found[n].milliseconds / known[n].milliseconds for n in found if n in known]
+    factor = statistics.geometric_mean(ratios) if ratios else 1.0
+    scaled = {n: Timing(factor * t.milliseconds, t.raced) for n, t in known.items()}
+    return scaled | dict(found)
 
 
 def _facts(candidates: Sequence[Candidate], job: LoweringJob) -> Iterator[str]:
