@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
-from fxopt.api.quality import Call, Quality, compare_models, score_of
+from fxopt.api.quality import MAX_CALLS, Call, Quality, compare_models, score_of
 from fxopt.api.request import Request
 from fxopt.api.whole import Optimized, Subject, optimize_subject
 from fxopt.cost import Latency, measure
 from fxopt.emit import OptimizedModule, emit_python
-from fxopt.errors import CaptureError, InputError
+from fxopt.errors import CalibrationError, CaptureError, InputError
 from fxopt.frontend import PartialCapture, capture_parts, own_inputs, structural_copy
 from fxopt.ir import tensor_bytes
 from fxopt.passes import Exact, batch_arguments
@@ -38,12 +39,12 @@ def optimize_parts(
 
     Raises:
         CaptureError: No part can be captured either.
+        CalibrationError: There is no calibration batch, or one that the model does not take.
     """
     outcome = _Attempt(model, inputs, request)
     broken = outcome.breaks(request)
     if broken is not None:
-        exact = tuple(p for p in request.passes if isinstance(p.info.fidelity, Exact))
-        outcome = _Attempt(model, inputs, replace(request, passes=exact, calibration=None))
+        outcome = _Attempt(model, inputs, _exact(request))
         outcome.notes.append(f"lossy passes were rolled back on all parts: {broken}")
     return outcome.module.attach(outcome.report(model, request, why))
 
@@ -59,9 +60,11 @@ class _Attempt:
         self.notes: list[str] = []
         if request.training is not None:
             self.notes.append("nothing was trained: the model was not captured whole")
+        calls = list(_calls(inputs, request.calibration))
+        compare_models(self.original, self.original, calls[1:2])  # whether it takes the user's data
         self._optimize(request)
         self.module = emit_python(self.capture.model)
-        self.quality: Quality = compare_models(self.original, self.module, [inputs])
+        self.quality: Quality = compare_models(self.original, self.module, calls)
         self.scores = _scores(request, self.original, self.module)
         self.before, self.after = _latencies(self.original, self.module, inputs)
 
@@ -74,9 +77,19 @@ class _Attempt:
             calibration = _PartBatches(self.original, name, request.calibration)
             batches = None if request.calibration is None else calibration
             subject = Subject(name, original, program, self.capture.inputs[name], batches)
-            self.parts[name] = optimize_subject(subject, inner)
+            self.parts[name] = self._optimized(subject, inner)
         for name, part in self.parts.items():
             self.capture.install(name, part.module)
+
+    def _optimized(self, subject: Subject, request: Request) -> Optimized:
+        """A part; without lossy passes where the user's data do not reach it as the example did."""
+        try:
+            return optimize_subject(subject, request)
+        except InputError as error:
+            if subject.calibration is None:
+                raise
+            self.notes.append(f"{subject.name}: lossy passes were left out: {error.what}")
+            return optimize_subject(replace(subject, calibration=None), _exact(request))
 
     def breaks(self, request: Request) -> str | None:
         """Which limit of the request the whole model breaks, in words."""
@@ -116,6 +129,28 @@ class _Attempt:
             yield f"{name} stayed Python: {reason}"
         for name, program in self.capture.parts.items():
             yield from (f"{name}: {note}" for note in program.notes)
+
+
+def _exact(request: Request) -> Request:
+    """The request without lossy passes."""
+    exact = tuple(item for item in request.passes if isinstance(item.info.fidelity, Exact))
+    return replace(request, passes=exact, calibration=None)
+
+
+def _calls(inputs: Call, batches: Iterable[Any] | None) -> Iterator[Call]:
+    """The example call, then the calibration batches.
+
+    Raises:
+        CalibrationError: There is no batch.
+    """
+    yield inputs
+    if batches is not None:
+        found = [batch_arguments(batch) for batch in islice(batches, MAX_CALLS)]
+        if not found:
+            raise CalibrationError(
+                "the calibration set is empty", hint="give an iterable of batches"
+            )
+        yield from found
 
 
 class _PartBatches:

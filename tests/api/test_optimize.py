@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fxopt
+from fxopt.errors import CalibrationError
 from tests.api.conftest import Residual, vary
 
 
@@ -209,6 +210,48 @@ def test_in_parts_where_the_whole_cannot_be_captured(x):
     assert weights < set(model.state_dict())  # the user's names, less the batch norms
     assert "small.weight" in weights
     assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+
+
+class OneOfTwo(nn.Module):
+    """Which of its halves runs depends on the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.above, self.below = Residual(), Residual()
+
+    def forward(self, x):
+        return self.above(x) if float(x.sum()) > 0 else self.below(x)
+
+
+def test_a_part_that_calibration_does_not_reach_is_optimized_exactly(x):
+    model = vary(OneOfTwo())
+    data = [-x.abs()]
+    fast = fxopt.optimize(
+        model, (x.abs(),), backends=["eager"], passes="fold_bn,quantize", calibration=data
+    )
+    assert "fold_bn" in fast.recipe
+    (note,) = (note for note in fast.report.notes if note.startswith("above: "))
+    assert "lossy passes were left out: the calibration set is empty" in note
+    with torch.no_grad():
+        assert relative(fast(x.abs()), model(x.abs())) < 1e-5
+
+
+def test_parts_are_compared_on_the_calibration_data_too(x):
+    class Shifted(Branching):
+        def forward(self, x):
+            return super().forward(x) + 1e6 * (x.amax() < 9)  # which hides what is lost
+
+    limits = {"passes": "fold_bn,quantize", "max_drift": 1e-3, "backends": ["openvino"]}
+    model, data = vary(Shifted()), [10 + x]
+    fast = fxopt.optimize(model, (x,), calibration=data, **limits)
+    with torch.no_grad():
+        assert relative(fast(data[0]), model(data[0])) < 1e-3
+
+
+@pytest.mark.parametrize("data", [[], [torch.zeros(2, 7, 16, 16)]], ids=["none", "other sizes"])
+def test_calibration_data_that_do_not_fit_are_an_error_for_parts(x, data):
+    with pytest.raises(CalibrationError, match="calibration"):
+        fxopt.optimize(vary(Branching()), (x,), backends=["eager"], calibration=data)
 
 
 class Recording(Branching):
