@@ -14,6 +14,7 @@ from fxopt.errors import CalibrationError, FxoptError, InputError
 from fxopt.frontend import buffers_restored, own_inputs
 from fxopt.pipeline import compare, full_precision
 from fxopt.pipeline.sandbox import evaluating
+from fxopt.pipeline.scoring import as_number
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -66,10 +67,7 @@ def score_of(evaluate: Callable[[nn.Module], float], module: nn.Module) -> float
             f"evaluate raised {type(error).__name__}: {error}",
             hint="evaluate takes a module, called as the original is, and returns a number",
         ) from error
-    try:
-        return float(score)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"evaluate returned {score!r}, which is no number") from error
+    return as_number(score)
 
 
 def _expected(original: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

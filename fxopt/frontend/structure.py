@@ -49,14 +49,19 @@ def _shared_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 @contextmanager
 def buffers_restored(model: nn.Module) -> Iterator[None]:
     """Undoes, at the end, what running the model did to its buffers: they are the user's."""
-    saved = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    saved = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, version, value in saved:
-                if buffer._version != version:
+        for buffer, version, value in saved:
+            if version is None or buffer._version != version:
+                with torch.no_grad(), torch.inference_mode(buffer.is_inference()):
                     buffer.copy_(value)
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """How often a tensor was written to; None where that is not counted, in inference mode."""
+    return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager

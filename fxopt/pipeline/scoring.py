@@ -65,7 +65,7 @@ class Scorer:
                     f"evaluate raised {type(error).__name__}: {error}",
                     hint="evaluate takes a module, called as the original is, and returns a number",
                 ) from error
-        return _number(score)
+        return as_number(score)
 
     def excess(self, score: float) -> str | None:
         """Why a score is too low; None when it is not."""
@@ -80,7 +80,12 @@ class Scorer:
         )
 
 
-def _number(score: object) -> float:
+def as_number(score: object) -> float:
+    """What ``evaluate`` returned, as a number.
+
+    Raises:
+        InputError: It is none, or NaN.
+    """
     try:
         number = float(score)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:

@@ -60,6 +60,7 @@ def untouched(model):
         ({"evaluate": 3}, InputError, "cannot be called"),
         ({"evaluate": lambda module: 1 / 0}, InputError, "evaluate raised ZeroDivisionError"),
         ({"evaluate": lambda module: "good"}, InputError, "no number"),
+        ({"evaluate": lambda module: float("nan")}, InputError, "NaN, which cannot be compared"),
         ({"latency_ms": 5.0}, NotYetError, "not there yet"),
         ({"training": object()}, InputError, "pass training=fxopt.Training"),
         ({"training": fxopt.Training([])}, InputError, "no batch"),

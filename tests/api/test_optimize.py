@@ -68,6 +68,14 @@ def test_users_model_is_untouched(model, x):
     assert all(not module._forward_hooks for module in model.modules())
 
 
+def test_in_inference_mode(x):
+    with torch.inference_mode():
+        model = vary(Residual())
+        fast = fxopt.optimize(model, (x,), backends=["eager"])
+        assert relative(fast(x), model(x)) < 1e-5
+    assert "fold_bn" in fast.recipe
+
+
 def test_untouched_weights_are_shared(model, x):
     fast = fxopt.optimize(model, (x,), backends=["eager"])
     named = dict(fast.named_parameters())
