@@ -44,7 +44,19 @@ def _attention(
     scores = op.MatMul(op.Mul(query, op.Constant(value_float=factor)), flipped)
     if attn_mask is not None:
         scores = op.Add(scores, _as_summand(attn_mask))
-    return op.MatMul(op.Softmax(scores, axis=-1), value)
+    result = op.MatMul(op.Softmax(scores, axis=-1), value)
+    if attn_mask is None:
+        return result
+    # the softmax of a query without keys is no number, and torch yields zeros for it
+    return op.Where(_leaves_keys(attn_mask), result, op.Constant(value_float=0.0))
+
+
+def _leaves_keys(mask: Any) -> Any:
+    """For each query, whether a mask lets it see any key."""
+    from onnxscript import opset20 as op
+
+    largest = op.ReduceMax(_as_summand(mask), op.Constant(value_ints=[-1]), keepdims=1)
+    return op.Greater(largest, op.Constant(value_float=-math.inf))
 
 
 def _as_summand(mask: Any) -> Any:

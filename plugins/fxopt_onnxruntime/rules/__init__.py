@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fxopt_onnxruntime.graph import Rewriter
 from fxopt_onnxruntime.rules.activations import round_before_activations
 from fxopt_onnxruntime.rules.channels import fold_channel_scales
+from fxopt_onnxruntime.rules.choices import drop_choices
 from fxopt_onnxruntime.rules.clamps import drop_clamps
 from fxopt_onnxruntime.rules.constants import restore_weights, settle_weights
 from fxopt_onnxruntime.rules.conv import lower_convolutions
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _RULES = (
+    drop_choices,
     pool_globally,
     round_after_moves,
     round_before_activations,
