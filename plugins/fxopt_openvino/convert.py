@@ -17,6 +17,7 @@ from fxopt.plugin import (
     keep_files,
 )
 from fxopt_openvino.execute import DividedExecutable, OpenVINOExecutable
+from fxopt_openvino.masks import zero_unattended
 from fxopt_openvino.narrow import narrow
 from fxopt_openvino.recurrent import extensions, fix_lengths, with_sequences
 from fxopt_openvino.rows import leave_rounding
@@ -109,6 +110,7 @@ class OpenVINOLowering(Lowering):
             model = openvino.convert_model(exported, extension=extensions())
             self._memory += narrow(model)
             leave_rounding(model)
+            zero_unattended(model)
             return model
         except Exception as error:
             first = str(error).strip().splitlines() or [type(error).__name__]

@@ -122,3 +122,43 @@ def test_a_missing_runtime_is_named(monkeypatch):
     assert OpenVINO().unavailable() is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'fxopt[openvino]'" in OpenVINO().unavailable()
+
+
+class Masked(nn.Module):
+    """Attention whose mask is an input, or a constant."""
+
+    def __init__(self, mask=None):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, x, mask=None):
+        mask = self.mask if mask is None else mask
+        return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+@pytest.mark.parametrize("kind", ["boolean", "float"])
+def test_queries_that_may_see_nothing_yield_zeros(kind, rank):
+    x, mask = torch.randn(2, 3, 5, 4), torch.rand(2, 1, 5, 5) > 0.3
+    mask[0, :, 1], mask[1] = False, False
+    if kind == "float":
+        mask = torch.randn(mask.shape).masked_fill(~mask, -float("inf"))
+    mask = mask if rank == 4 else mask[0, 0]
+    program = capture_program(Masked(), (x, torch.zeros_like(mask)), {})
+    code = compile_for(program, x, mask)
+    assert not program(x, mask)[0][0, :, 1].any()
+    torch.testing.assert_close(code(x, mask), program(x, mask), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_constant_masks_that_leave_each_query_a_key_cost_nothing(closed):
+    x, mask = torch.randn(2, 3, 5, 4), torch.ones(5, 5, dtype=torch.bool).tril()
+    mask[2] = mask[2] & (not closed)
+    program = capture_program(Masked(mask), (x,), {})
+    code = compile_for(program, x)
+    torch.testing.assert_close(code(x), program(x), rtol=1e-4, atol=1e-5)
+    names = " ".join(
+        node.get_rt_info()["originalLayersNames"].astype(str)
+        for node in code._compiled.get_runtime_model().get_ordered_ops()
+    )
+    assert closed or "unattended" not in names
