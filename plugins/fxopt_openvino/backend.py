@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxopt.plugin import (
     Backend,
@@ -22,6 +23,7 @@ from fxopt.plugin import (
 )
 from fxopt_openvino.convert import OpenVINOLowering
 from fxopt_openvino.divide import divisible
+from fxopt_openvino.integers import differs
 from fxopt_openvino.settings import Settings
 from fxopt_openvino.tensors import TAKEN
 
@@ -119,7 +121,9 @@ class OpenVINO(Backend):
             if tensor.dtype not in TAKEN:
                 kind = str(tensor.dtype).removeprefix("torch.")
                 return f"works on {kind}, which OpenVINO would compute in another precision"
-        return None
+            if free_unbacked_symbols(tensor):
+                return "has a size that depends on the data"
+        return differs(node)
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> OpenVINOLowering:
         """Translates ``program``, once for all batch sizes where that is possible."""

@@ -12,6 +12,7 @@ from fxopt.cost import find_target
 from fxopt.errors import BackendError
 from fxopt.frontend import capture_program
 from fxopt.passes import Calibration, Context
+from fxopt.pipeline.partition import partition
 from fxopt_openvino import OpenVINO
 from fxopt_openvino.kernels import HEAVY
 from fxopt_quantize import Quantize
@@ -162,3 +163,49 @@ def test_constant_masks_that_leave_each_query_a_key_cost_nothing(closed):
         for node in code._compiled.get_runtime_model().get_ordered_ops()
     )
     assert closed or "unattended" not in names
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+_INTEGERS = {
+    "floor": (lambda x: x // 3, torch.int64, "divides integers"),
+    "rest": (lambda x: x % 1000, torch.int32, "divides integers"),
+    "bytes": (lambda x: x + 200, torch.uint8, "computes in uint8"),
+    "hash": (lambda x: x * 2654435761, torch.int64, "beyond 32 bits"),
+}
+
+
+@pytest.mark.parametrize("name", _INTEGERS)
+def test_integers_that_it_computes_in_another_way_are_refused(name):
+    function, dtype, why = _INTEGERS[name]
+    program = capture_program(Function(function), (torch.ones(2, 3, dtype=dtype),), {})
+    assert why in OpenVINO().unsupported(program, CPU)
+
+
+def test_other_integers_are_taken():
+    ids = torch.randint(0, 9, (2, 3))
+    program = capture_program(Function(lambda x: (x * 3 - 7, x[:, 1:], x / 2)), (ids,), {})
+    assert OpenVINO().unsupported(program, CPU) is None
+    torch.testing.assert_close(compile_for(program, ids)(ids), program(ids))
+
+
+def test_what_stands_before_a_floor_division_still_runs_there():
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Flatten(), Function(lambda x: x.argmax(1) // 7 - 5)
+    )
+    program = capture_program(model.eval(), (torch.randn(2, 3, 32, 32),), {})
+    found = partition(program, OpenVINO(), CPU)
+    assert len(found.parts) == 1
+    assert any("divides integers" in line for line in found.outside)
+
+
+def test_sizes_that_depend_on_the_data_are_refused():
+    program = capture_program(Function(lambda x: x.relu().nonzero()), (torch.randn(2, 3),), {})
+    assert "depends on the data" in OpenVINO().unsupported(program, CPU)
