@@ -20,6 +20,7 @@ from fxopt_openvino.execute import DividedExecutable, OpenVINOExecutable
 from fxopt_openvino.masks import zero_unattended
 from fxopt_openvino.narrow import narrow
 from fxopt_openvino.recurrent import extensions, fix_lengths, with_sequences
+from fxopt_openvino.repeated import with_distinct_outputs
 from fxopt_openvino.rows import leave_rounding
 from fxopt_openvino.settings import Settings
 
@@ -48,7 +49,7 @@ class OpenVINOLowering(Lowering):
     """
 
     def __init__(self, program: Program, inputs: Tensors, settings: Settings) -> None:
-        self._program = program
+        self._program = with_distinct_outputs(program)
         self._settings = settings
         self._memory: list[torch.Tensor] = []  # of constants, beside what the models hold
         self._any_batch = self._convert_for_any_batch(inputs)

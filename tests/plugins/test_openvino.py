@@ -209,3 +209,17 @@ def test_what_stands_before_a_floor_division_still_runs_there():
 def test_sizes_that_depend_on_the_data_are_refused():
     program = capture_program(Function(lambda x: x.relu().nonzero()), (torch.randn(2, 3),), {})
     assert "depends on the data" in OpenVINO().unsupported(program, CPU)
+
+
+@pytest.mark.parametrize("width", [3, 300])
+def test_a_result_may_be_several_outputs(width):
+    def function(x):
+        y = x * 2
+        return y, y.relu(), y, x, x, y
+
+    program = capture_program(Function(function), (torch.randn(2, width, width),), {})
+    for batch in (2, 3):
+        x = torch.randn(batch, width, width)
+        outputs = compile_for(program, x)(x)
+        torch.testing.assert_close(outputs, program(x))
+        assert len({output.data_ptr() for output in outputs}) == len(outputs)
