@@ -223,3 +223,22 @@ def test_a_result_may_be_several_outputs(width):
         outputs = compile_for(program, x)(x)
         torch.testing.assert_close(outputs, program(x))
         assert len({output.data_ptr() for output in outputs}) == len(outputs)
+
+
+class RoundedRows(nn.Module):
+    """Rows on a grid of a few levels, whoever takes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x):
+        scale = x.abs().amax(-1, keepdim=True) / 2
+        rows = torch.clamp(torch.round(x / scale), -2, 2) * scale
+        return self.layer(rows), rows
+
+
+def test_rounding_that_is_the_models_own_stays():
+    x = torch.randn(5, 3)
+    program = capture_program(RoundedRows().eval(), (x,), {})
+    torch.testing.assert_close(compile_for(program, x)(x), program(x), rtol=1e-4, atol=1e-5)
