@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import fx
@@ -15,21 +15,33 @@ def divisible(program: Program, inputs: Tensors) -> bool:
 
     All inputs and outputs have to be batched, and outputs of all samples but the first may not
     change with the first one. That one is spoilt for the trial, in floating-point inputs by NaN,
-    which passes through nearly all arithmetic, in others by its values in another order.
+    which passes through nearly all arithmetic, in others by its values in another order, and by
+    one above and one below those of the batch, unless these are out of bounds.
 
     Args:
-        program: It is run twice, and not changed.
+        program: It is run up to four times, and not changed.
         inputs: Example inputs.
     """
     batched = [_batch(value) for value in (*_values(program.inputs), *_values(_outputs(program)))]
     if None in batched or len(set(batched)) != 1 or len(inputs) != len(program.inputs):
         return False
-    spoilt = [_spoilt(tensor) for tensor in inputs]
-    if len(inputs[0]) < 2 or _same(spoilt, inputs):
+    if len(inputs[0]) < 2:
         return False
     with torch.no_grad():
-        expected, found = program(*inputs), program(*spoilt)
-    return _same([output[1:] for output in found], [output[1:] for output in expected])
+        expected = program(*inputs)
+        trials = [_tried(program, spoilt) for spoilt in _spoilt_ones(inputs)]
+    known = [found for found in trials if found is not None]
+    rest = [output[1:] for output in expected]
+    return bool(known) and all(_same([out[1:] for out in found], rest) for found in known)
+
+
+def _tried(program: Program, inputs: Tensors) -> Tensors | None:
+    """Outputs; None where an integer is no index of what it chooses from."""
+    try:
+        outputs: Tensors = program(*inputs)
+    except (IndexError, RuntimeError):
+        return None
+    return outputs
 
 
 def _outputs(program: Program) -> Sequence[object]:
@@ -50,15 +62,33 @@ def _batch(value: object) -> str | None:
     return str(size) if isinstance(size, torch.SymInt) else None
 
 
-def _spoilt(tensor: torch.Tensor) -> torch.Tensor:
+def _spoilt_ones(inputs: Tensors) -> Iterator[Tensors]:
+    """The inputs with the first sample spoilt in one way or another."""
+    for change in (_turned, _above, _below):
+        spoilt = [_spoilt(tensor, change) for tensor in inputs]
+        if not _same(spoilt, inputs):
+            yield spoilt
+
+
+def _spoilt(
+    tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     changed = tensor.detach().clone()
-    if not len(changed):
-        return changed
-    if changed.is_floating_point():
-        changed[0] = float("nan")
-    else:
-        changed[0] = changed[0].flatten().flip(0).reshape(changed[0].shape)
+    if changed.numel():
+        changed[0] = float("nan") if changed.is_floating_point() else change(changed)
     return changed
+
+
+def _turned(batch: torch.Tensor) -> torch.Tensor:
+    return batch[0].flatten().flip(0).reshape(batch[0].shape)
+
+
+def _above(batch: torch.Tensor) -> torch.Tensor:
+    return ~batch[0] if batch.dtype is torch.bool else batch.max() + 1
+
+
+def _below(batch: torch.Tensor) -> torch.Tensor:
+    return ~batch[0] if batch.dtype is torch.bool else batch.min() - 1
 
 
 def _same(first: Tensors, second: Tensors) -> bool:

@@ -116,5 +116,25 @@ def test_token_ids_are_spoilt_by_other_ids():
     ids = torch.randint(0, 50, (4, 6))
     program = captured(nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 2)), ids)
     assert divisible(program, [ids])
-    # a sample that reads the same backwards tells nothing
-    assert not divisible(program, [torch.ones_like(ids)])
+    assert divisible(program, [torch.ones_like(ids)])
+    # it reads the same backwards, and other ids there are none
+    program = captured(nn.Embedding(1, 8), torch.zeros_like(ids))
+    assert not divisible(program, [torch.zeros_like(ids)])
+
+
+class Relative(nn.Module):
+    """Lengths by the largest or the least one of the batch."""
+
+    def __init__(self, extreme):
+        super().__init__()
+        self.extreme = extreme
+
+    def forward(self, x, lengths):
+        return x * (lengths / self.extreme(lengths)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("extreme", [torch.max, torch.min])
+@pytest.mark.parametrize("lengths", [(6, 6, 6, 6), (3, 5, 6, 4), (6, 5, 3, 4)])
+def test_lengths_that_are_relative_to_those_of_others_are_not_divided(extreme, lengths):
+    inputs = torch.randn(4, 6), torch.tensor(lengths)
+    assert not divisible(captured(Relative(extreme), *inputs), inputs)
