@@ -70,9 +70,7 @@ def _spoilt_ones(inputs: Tensors) -> Iterator[Tensors]:
             yield spoilt
 
 
-def _spoilt(
-    tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
+def _spoilt(tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     changed = tensor.detach().clone()
     if changed.numel():
         changed[0] = float("nan") if changed.is_floating_point() else change(changed)

@@ -242,3 +242,20 @@ def test_rounding_that_is_the_models_own_stays():
     x = torch.randn(5, 3)
     program = capture_program(RoundedRows().eval(), (x,), {})
     torch.testing.assert_close(compile_for(program, x)(x), program(x), rtol=1e-4, atol=1e-5)
+
+
+_CHOICES = {
+    "one of each sample": lambda x, i: x[torch.arange(len(x)), i],
+    "twice": lambda x, i: x[i, i],
+    "later ones": lambda x, i: x[:, i, i],
+    "apart": lambda x, i: x[i, :, i],
+}
+
+
+@pytest.mark.parametrize("name", _CHOICES)
+def test_indices_may_count_from_the_end(name):
+    x = torch.randn(3, 5, 5)
+    program = capture_program(Function(_CHOICES[name]), (x, torch.tensor([0, 1, 2])), {})
+    for index in ([0, 1, 2], [-1, 2, -3]):
+        inputs = x, torch.tensor(index)
+        torch.testing.assert_close(compile_for(program, *inputs)(*inputs), program(*inputs))
