@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxopt.plugin import Backend, BackendInfo, Program, Target, Tensors, is_random
 from fxopt_onnxruntime.convert import ONNXRuntimeLowering
 from fxopt_onnxruntime.results import bounded, with_rounded_results
 from fxopt_onnxruntime.tensors import TAKEN
+
+aten = torch.ops.aten
 
 _EXTRA = "pip install 'fxopt[onnxruntime]'"
 _PACKAGES = ("onnxruntime", "onnx", "onnxscript")
@@ -79,13 +81,24 @@ class ONNXRuntime(Backend):
                 return f"works on {kind}, for which ONNX Runtime lacks kernels on cpu"
             if free_unbacked_symbols(tensor):
                 return "has a size that depends on the data"
-        return None
+        return _without_form(program, node)
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> ONNXRuntimeLowering:
         """Translates ``program``, once for all batch sizes where that is possible."""
         if self.rounded_results:
             program = with_rounded_results(program)
         return ONNXRuntimeLowering(program, inputs, target, self.spinning)
+
+
+def _without_form(program: Program, node: fx.Node) -> str | None:
+    """Why torch has no translation of a node that computes the same; None where it has."""
+    leaf = program.leaf(node) if node.op == "call_module" else None
+    if isinstance(leaf, nn.LSTM) and leaf.proj_size:
+        return "projects its states, which ONNX has no LSTM for"
+    is_average = node.target in (aten.avg_pool2d.default, aten.avg_pool3d.default)
+    if is_average and (node.args[6:] or (None,))[0] is not None:
+        return "divides by a number of its own, which is lost on the way to ONNX"
+    return None
 
 
 def _tensors(node: fx.Node) -> Iterator[torch.Tensor]:

@@ -24,6 +24,7 @@ from fxopt.plugin import (
 from fxopt_openvino.convert import OpenVINOLowering
 from fxopt_openvino.divide import divisible
 from fxopt_openvino.integers import differs
+from fxopt_openvino.pooling import counts_differently
 from fxopt_openvino.settings import Settings
 from fxopt_openvino.tensors import TAKEN
 
@@ -123,7 +124,7 @@ class OpenVINO(Backend):
                 return f"works on {kind}, which OpenVINO would compute in another precision"
             if free_unbacked_symbols(tensor):
                 return "has a size that depends on the data"
-        return differs(node)
+        return differs(node) or counts_differently(node)
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> OpenVINOLowering:
         """Translates ``program``, once for all batch sizes where that is possible."""

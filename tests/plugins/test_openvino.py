@@ -259,3 +259,22 @@ def test_indices_may_count_from_the_end(name):
     for index in ([0, 1, 2], [-1, 2, -3]):
         inputs = x, torch.tensor(index)
         torch.testing.assert_close(compile_for(program, *inputs)(*inputs), program(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("pool", "why"),
+    [
+        (nn.AvgPool2d(3, 2, 1, ceil_mode=True), "counts padding"),
+        (nn.AvgPool1d(3, 2, 1, ceil_mode=True), "counts padding"),
+        (nn.AvgPool2d(3, 2, 1, divisor_override=5), "divides by a number"),
+        (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), None),
+        (nn.AvgPool2d(3, 2, ceil_mode=True), None),
+    ],
+)
+def test_averages_that_it_takes_in_another_way_are_refused(pool, why):
+    x = torch.randn(2, 3, 8, 8) if isinstance(pool, nn.AvgPool2d) else torch.randn(2, 3, 8)
+    program = capture_program(pool, (x,), {})
+    reason = OpenVINO().unsupported(program, CPU)
+    assert why in reason if why else reason is None
+    if reason is None:
+        torch.testing.assert_close(compile_for(program, x)(x), program(x), rtol=1e-4, atol=1e-5)

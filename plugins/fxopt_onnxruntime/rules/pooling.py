@@ -31,6 +31,8 @@ def pool_extremes(rewriter: Rewriter) -> None:
         value = given(node)
         if producer_of(value, "Transpose") is None or not _takes_all_positions(node):
             continue
+        if value.dtype is None or not value.dtype.is_floating_point():  # has no kernel for others
+            continue
         if node.op_type == "ReduceMax":
             pooled = rewriter.insert(node, "GlobalMaxPool", value)
         else:

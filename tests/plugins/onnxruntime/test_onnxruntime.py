@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fxopt.backends import LoweredModule
 from fxopt.errors import BackendError
+from fxopt.pipeline.partition import partition
 from fxopt_onnxruntime import ONNXRuntime
 from fxopt_onnxruntime.grids import Grid
 from fxopt_onnxruntime.kernels import HEAVY, find_kernels
@@ -353,3 +354,40 @@ def test_missing_packages_are_named(monkeypatch):
     reason = ONNXRuntime().unavailable()
     assert "onnxruntime and onnx and onnxscript are not installed" in reason
     assert "pip install 'fxopt[onnxruntime]'" in reason
+
+
+class Projected(nn.Module):
+    """A linear layer, and an LSTM that no ONNX operator computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.lstm = nn.Linear(64, 64), nn.LSTM(64, 8, batch_first=True, proj_size=4)
+
+    def forward(self, x):
+        return self.lstm(self.layer(x).relu())[0]
+
+
+def test_what_stands_before_a_layer_without_form_still_runs_there():
+    found = partition(captured(Projected(), torch.randn(2, 5, 64)), ONNXRuntime(), CPU)
+    assert len(found.parts) == 1
+    assert any("projects its states" in line for line in found.outside)
+
+
+def test_an_average_with_a_divisor_of_its_own_is_refused():
+    pools = [nn.AvgPool2d(2, divisor_override=number) for number in (5, None)]
+    reasons = [
+        ONNXRuntime().unsupported(captured(pool, torch.randn(2, 3, 8, 8)), CPU) for pool in pools
+    ]
+    assert "divides by a number of its own" in reasons[0]
+    assert reasons[1] is None
+
+
+class LargestAlong(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2).amax(2), x.transpose(1, 2).amin(2)
+
+
+def test_extremes_of_integers_are_found():
+    x = torch.randint(-50, 50, (2, 5, 4))
+    program = captured(LargestAlong(), x)
+    torch.testing.assert_close(compile_for(program, x)(x), program(x))
