@@ -55,7 +55,8 @@ def _leaves_keys(mask: Any) -> Any:
     """For each query, whether a mask lets it see any key."""
     from onnxscript import opset20 as op
 
-    largest = op.ReduceMax(_as_summand(mask), op.Constant(value_ints=[-1]), keepdims=1)
+    last: Any = op.Constant(value_ints=[-1])
+    largest = op.ReduceMax(_as_summand(mask), last, keepdims=1)
     return op.Greater(largest, op.Constant(value_float=-math.inf))
 
 

@@ -52,4 +52,4 @@ def _rounds_itself(taker: openvino.Node) -> bool:
     weight = taker.input_value(1).get_node()
     while weight.get_type_name() in _UNPACKING:
         weight = weight.input_value(0).get_node()
-    return weight.get_type_name() == "Constant" and weight.get_element_type().is_integral()
+    return weight.get_type_name() == "Constant" and bool(weight.get_element_type().is_integral())
