@@ -52,6 +52,9 @@ class PartialCapture:
 class GuardedPart(nn.Module):
     """Calls the optimized module where the inputs fit what was captured, else the original.
 
+    To the Python around it, it is the original in all else: of its class, with its attributes,
+    methods and items.
+
     Args:
         original: The user's submodule.
         optimized: What replaces it.
@@ -79,6 +82,38 @@ class GuardedPart(nn.Module):
             return False
         pairs = zip(self._expected, flat, strict=True)
         return all(expected.mismatch(leaf) is None for expected, leaf in pairs)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[nn.Module]:  # type: ignore[override]
+        """What isinstance sees: a model may tell its layers apart by their class."""
+        return type(self.__dict__["original"]) if "original" in self.__dict__ else GuardedPart
+
+    def __getattr__(self, name: str) -> Any:
+        original = self.__dict__.get("original")
+        # how to copy and to pickle is the part's own matter
+        if original is None or name in self._modules or name.startswith("__"):
+            return super().__getattr__(name)
+        return getattr(original, name)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__dict__["original"][index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.__dict__["original"])
+
+    def __len__(self) -> int:
+        return len(self.__dict__["original"])
+
+    def __bool__(self) -> bool:
+        return bool(self.__dict__["original"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # by default pickle would make one of the class that isinstance sees
+        return _blank_part, (), self.__dict__
+
+
+def _blank_part() -> GuardedPart:
+    return GuardedPart.__new__(GuardedPart)
 
 
 def capture_parts(

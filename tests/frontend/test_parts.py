@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from fxopt.errors import CaptureError
-from fxopt.frontend import PartialCapture, capture_parts
+from fxopt.frontend import GuardedPart, PartialCapture, capture_parts
 from fxopt.ir import Program
 from tests.frontend.support import randn
 
@@ -99,6 +102,57 @@ def test_calls_of_other_sizes_reach_the_original() -> None:
     called = install(partial)
     torch.testing.assert_close(partial.model(x), model(x), rtol=1e-12, atol=1e-12)
     assert called["conv"].calls == 1
+
+
+class Inspecting(nn.Module):
+    """Python that looks at its layers, and does not only call them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Encoder()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.to(self.stem.inner.weight.dtype)) * self.stem.scale
+        if x.sum() > -1e9:
+            x = self.body(x) if self.body else x
+        for layer in self.children():
+            x = layer(x) * 2 if isinstance(layer, nn.Sequential) else layer.encode(x)
+        return self.body[0](x) * len(self.body) + sum(layer(x) for layer in self.body)
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.scale = 3.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)  # type: ignore[no-any-return]
+
+    def encode(self, x: Tensor) -> Tensor:
+        return -self.inner(x)
+
+
+def test_python_may_look_at_a_part_as_at_the_original() -> None:
+    model, x = Inspecting().double().eval(), randn(3, 4)
+    partial = capture_parts(model, (x,), {})
+    called = install(partial)
+    torch.testing.assert_close(partial.model(x), model(x), rtol=1e-12, atol=1e-12)
+    assert {name: module.calls for name, module in called.items()} == {"stem": 1, "body": 2}
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = partial.model.stem.nothing
+
+
+def test_a_part_is_copied_and_pickled_as_itself() -> None:
+    model, x = Inspecting().double().eval(), randn(3, 4)
+    partial = capture_parts(model, (x,), {})
+    optimized = nn.Linear(4, 4).double()
+    partial.install("stem", optimized)
+    for twin in (copy.deepcopy(partial.model), pickle.loads(pickle.dumps(partial.model))):
+        assert type(twin.stem) is GuardedPart
+        assert isinstance(twin.stem, Encoder)
+        assert torch.equal(twin.stem(x), optimized(x))
 
 
 def test_nothing_to_capture_is_an_error() -> None:
