@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
+from math import inf
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,8 @@ T = TypeVar("T")
 def check_model(model: object) -> None:
     """Refuses what is not a module, or holds weights that are not numbers.
 
+    Buffers may hold negative infinity: masks of attention do.
+
     Raises:
         InputError: Names the parameters and buffers concerned.
     """
@@ -31,13 +34,13 @@ def check_model(model: object) -> None:
             f"the model is a {type(model).__name__}, not a torch.nn.Module",
             hint="wrap a function in a module's forward; pass an instance, not a class",
         )
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    broken = [name for name, tensor in tensors if not _finite(tensor)]
+    broken = [name for name, tensor in model.named_parameters() if not _finite(tensor)]
+    broken += [name for name, tensor in model.named_buffers() if not _finite(tensor, mask=True)]
     if broken:
         listed = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if broken[5:] else "")
         raise InputError(
             f"the model holds NaN or infinite values: {listed}",
-            hint="load or train the weights first; a mask buffer may use a large finite number",
+            hint="load or train the weights first",
         )
 
 
@@ -64,12 +67,16 @@ def check_place(model: nn.Module, inputs: Any, device: torch.device) -> None:
         )
 
 
-def _finite(tensor: Tensor) -> bool:
+def _finite(tensor: Tensor, mask: bool = False) -> bool:
+    """Whether all values are numbers; in a mask, negative infinity is one."""
     if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
-    # the extremes are much cheaper than a mask of the whole tensor, and keep NaN
-    extremes = torch.stack(tensor.detach().abs().reshape(-1).aminmax()) if tensor.numel() else None
-    return extremes is None or bool(extremes.isfinite().all())
+    if not tensor.numel():
+        return True
+    values = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
+    # the extremes are much cheaper than a comparison of the whole tensor, and keep NaN
+    low, high = values.reshape(-1).aminmax()
+    return bool(high < inf) and (mask or bool(low > -inf))
 
 
 def normalize_inputs(model: nn.Module, example_inputs: object = None) -> Inputs | None:

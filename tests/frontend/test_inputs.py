@@ -54,6 +54,16 @@ def test_broken_weights_are_named(value: float) -> None:
         check_model(model)
 
 
+def test_masks_may_be_infinite() -> None:
+    model = nn.Module()
+    model.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(4))
+    model.register_buffer("fill", torch.tensor(float("-inf")))
+    check_model(model)
+    model.mask[0, 0] = float("nan")
+    with pytest.raises(InputError, match="mask"):
+        check_model(model)
+
+
 def test_not_a_module() -> None:
     for wrong in (nn.Linear, lambda x: x, None):
         with pytest.raises(InputError, match=r"not a torch\.nn\.Module"):
