@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,26 @@ def _expected(original: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 def _outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     args, kwargs = own_inputs((args, kwargs))  # a model may write to its inputs, or to its buffers
     with torch.no_grad(), full_precision(), buffers_restored(module):
-        return pytree.tree_leaves(module(*args, **kwargs))
+        return list(_values(module(*args, **kwargs), set()))
+
+
+def _values(outputs: Any, met: set[int]) -> Iterator[Any]:
+    """The tensors and plain values of outputs, also of those in attributes of objects.
+
+    A Python model may return objects of any class, such as a dataclass, which seldom say whether
+    they are equal.
+    """
+    for leaf in pytree.tree_leaves(outputs):
+        if leaf is None or isinstance(leaf, (torch.Tensor, int, float, complex, str)):
+            yield leaf
+        elif id(leaf) not in met:
+            met.add(id(leaf))
+            yield from _values(_attributes(leaf), met)
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    slots = {name: getattr(thing, name, None) for name in getattr(thing, "__slots__", ())}
+    return slots | getattr(thing, "__dict__", {})
 
 
 def _agreement(actual: Sequence[Any], expected: Sequence[Any]) -> tuple[int, int]:

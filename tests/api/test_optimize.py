@@ -3,12 +3,14 @@
 import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
 import fxopt
+from fxopt.api.quality import compare_models
 from fxopt.errors import CalibrationError
 from tests.api.conftest import Residual, vary
 
@@ -291,6 +293,41 @@ def test_what_a_model_writes_to_is_as_before(x):
     assert model.calls == 0
     assert fast.report.drift < 0.1
     assert not any("all parts" in note for note in fast.report.notes)
+
+
+@dataclass
+class Detections:
+    boxes: torch.Tensor
+    scores: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class Boxes:
+    boxes: torch.Tensor
+
+
+class Detecting(nn.Module):
+    """Returns an object of a class that torch does not know."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.body = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        return self.kind(self.body(x))
+
+
+@pytest.mark.parametrize("kind", [Detections, Boxes])
+def test_parts_of_what_returns_an_object(x, kind):
+    torch.manual_seed(0)
+    model = Detecting(kind).eval()
+    fast = fxopt.optimize(model, (x,), backends=["eager"])
+    assert relative(fast(x).boxes, model(x).boxes) < 1e-5
+    assert fast.report.drift < 1e-5
+    other = copy.deepcopy(model)
+    nn.init.zeros_(other.body.weight)
+    assert compare_models(model, other, [((x,), {})]).drift > 0.1
 
 
 def test_lossy_parts_keep_the_limits_of_the_whole(x):
