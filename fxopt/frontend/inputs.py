@@ -19,6 +19,7 @@ __all__ = ["check_model", "check_place", "normalize_inputs", "own_inputs", "with
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 T = TypeVar("T")
+_LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
 
 
 def check_model(model: object) -> None:
@@ -33,6 +34,22 @@ def check_model(model: object) -> None:
         raise InputError(
             f"the model is a {type(model).__name__}, not a torch.nn.Module",
             hint="wrap a function in a module's forward; pass an instance, not a class",
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "the model is TorchScript, which cannot be captured",
+            hint="pass the module that it was made from by torch.jit.script or torch.jit.trace",
+        )
+    _check_values(model)
+
+
+def _check_values(model: nn.Module) -> None:
+    named = (*model.named_parameters(), *model.named_buffers())
+    lazy = [name for name, tensor in named if isinstance(tensor, _LAZY)]
+    if lazy:
+        raise InputError(
+            f"the model has parameters without a size yet: {', '.join(lazy[:5])}",
+            hint="run it once, which makes its lazy layers, and load or train the weights",
         )
     broken = [name for name, tensor in model.named_parameters() if not _finite(tensor)]
     broken += [name for name, tensor in model.named_buffers() if not _finite(tensor, mask=True)]
@@ -73,7 +90,13 @@ def _finite(tensor: Tensor, mask: bool = False) -> bool:
         return True
     if not tensor.numel():
         return True
-    values = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
+    values = tensor.detach()
+    if values.layout is not torch.strided:
+        values = values.to_dense()
+    if values.is_complex():
+        values = values.abs()
+    if values.element_size() == 1:  # 8-bit floats have hardly any operations
+        values = values.float()
     # the extremes are much cheaper than a comparison of the whole tensor, and keep NaN
     low, high = values.reshape(-1).aminmax()
     return bool(high < inf) and (mask or bool(low > -inf))

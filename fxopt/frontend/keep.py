@@ -49,7 +49,8 @@ def _stateless(module: nn.Module) -> bool:
 
 def reads_training(module: nn.Module) -> bool:
     """Whether the forward of a module mentions the training flag."""
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    forward = getattr(type(module), "forward", None)  # TorchScript has none that can be read
+    code = getattr(inspect.unwrap(forward), "__code__", None) if forward is not None else None
     return code is not None and "training" in code.co_names
 
 

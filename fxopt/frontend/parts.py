@@ -176,9 +176,14 @@ class _Search:
         found = []
         for field_name, child in self.model.get_submodule(parent).named_children():
             has_parameters = any(True for _ in child.parameters())
-            if has_parameters and id(child) not in self._seen:
-                self._seen.add(id(child))
-                found.append(f"{parent}.{field_name}" if parent else field_name)
+            if not has_parameters or id(child) in self._seen:
+                continue
+            self._seen.add(id(child))
+            name = f"{parent}.{field_name}" if parent else field_name
+            if isinstance(child, torch.jit.ScriptModule):  # which takes no hooks
+                self.python.append((name, "it is TorchScript"))
+            else:
+                found.append(name)
         return found
 
     def _record(self, names: list[str]) -> dict[str, list[_Call]]:

@@ -109,7 +109,8 @@ class Program:
 
     def __call__(self, *flat: Any) -> tuple[Any, ...]:
         """Runs the graph on flat inputs and returns the flat outputs."""
-        outputs: tuple[Any, ...] = self.module(*flat)
+        # fx's own __call__ prints a traceback before an error reaches who can handle it
+        outputs: tuple[Any, ...] = nn.Module.__call__(self.module, *flat)
         return outputs
 
     def call(self, *args: Any, **kwargs: Any) -> Any:

@@ -208,6 +208,23 @@ def test_failing_capture_prints_nothing(capfd: pytest.CaptureFixture[str]) -> No
     assert not captured_text.err
 
 
+def test_trying_another_batch_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    program = captured(Rows(), randn(2, 4))
+    assert "batch size is fixed" in program.notes[0]
+    assert not capfd.readouterr().err
+
+
+class Rows(nn.Module):
+    """Handles row by row, as many as there are in the example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.linear(row[None]) for row in x])
+
+
 def test_hooks_run_as_part_of_the_model() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     model[0].register_forward_hook(lambda module, args, output: output * 2)

@@ -64,6 +64,30 @@ def test_masks_may_be_infinite() -> None:
         check_model(model)
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64])
+def test_weights_of_rare_kinds_are_checked(kind: torch.dtype) -> None:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(2, 2).to(kind))
+    check_model(model)
+    model.weight = nn.Parameter(torch.tensor([1.0, float("nan")]).to(kind))
+    with pytest.raises(InputError, match="weight"):
+        check_model(model)
+    model.weight = nn.Parameter(torch.eye(2).to_sparse())
+    check_model(model)
+
+
+def test_layers_that_have_no_size_yet_are_named() -> None:
+    with pytest.raises(InputError, match=r"1\.weight, 1\.bias"):
+        check_model(nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2)))
+
+
+def test_torchscript_is_refused() -> None:
+    traced = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
+    for model in (torch.jit.script(nn.Linear(2, 2)), traced):
+        with pytest.raises(InputError, match="TorchScript"):
+            check_model(model)
+
+
 def test_not_a_module() -> None:
     for wrong in (nn.Linear, lambda x: x, None):
         with pytest.raises(InputError, match=r"not a torch\.nn\.Module"):

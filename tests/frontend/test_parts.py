@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from fxopt.errors import CaptureError
-from fxopt.frontend import GuardedPart, PartialCapture, capture_parts
+from fxopt.frontend import GuardedPart, PartialCapture, capture_parts, capture_program
 from fxopt.ir import Program
 from tests.frontend.support import randn
 
@@ -153,6 +153,18 @@ def test_a_part_is_copied_and_pickled_as_itself() -> None:
         assert type(twin.stem) is GuardedPart
         assert isinstance(twin.stem, Encoder)
         assert torch.equal(twin.stem(x), optimized(x))
+
+
+def test_torchscript_inside_of_a_model_stays() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout()))
+    model, x = nn.Sequential(scripted, nn.Linear(4, 4)).double().eval(), randn(3, 4)
+    with pytest.raises(CaptureError):
+        capture_program(model, (x,), {})
+    partial = capture_parts(model, (x,), {})
+    assert list(partial.parts) == ["1"]
+    assert "0" in dict(partial.python)
+    install(partial)
+    torch.testing.assert_close(partial.model(x), model(x), rtol=1e-12, atol=1e-12)
 
 
 def test_nothing_to_capture_is_an_error() -> None:
