@@ -200,7 +200,7 @@ def _alternating(tensor: torch.Tensor, rank: int, steps: int = 50) -> list[torch
             gram = math.prod((each.T @ each for each in others[1:]), start=others[0].T @ others[0])
             flat = tensor.movedim(mode, 0).flatten(1)
             ridge = torch.eye(rank, dtype=gram.dtype, device=gram.device)
-            held = gram + 1e-9 * gram.diagonal().mean() * ridge
+            held = gram + (1e-9 * gram.diagonal().mean() + 1e-30) * ridge  # of zeros, zeros
             factors[mode] = torch.linalg.solve(held, (flat @ _products_of(others)).T).T
     return factors
 

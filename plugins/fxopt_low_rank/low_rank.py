@@ -103,7 +103,10 @@ class LowRank(Pass):
         return edit.result(told if ranks else "nothing pays", ranks=ranks)
 
     def milder(self, program: Program, context: Context) -> Milder:
-        """More and more of what layers cost stays."""
+        """More and more of what layers cost stays, or of the squared outputs where they decide."""
+        if self.energy:  # a larger keep would only let further layers lose as much
+            energies = [1 - (1 - self.energy) / 2**halved for halved in range(1, 7)]
+            return Milder([replace(self, energy=energy) for energy in energies if energy < 1])
         shares = [share for share in (0.6, 0.7, 0.8, 0.9) if share > self.keep]
         return Milder([replace(self, keep=share) for share in shares])
 

@@ -336,6 +336,37 @@ def test_energy_chooses_the_rank():
     assert not result.changed
 
 
+def test_what_is_milder_than_an_energy_loses_less():
+    """A larger ``keep`` would let the second layer lose its tenth, too."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40)).double().eval()
+    for layer, steepness in zip(net, (1.0, 0.1), strict=True):
+        with torch.no_grad():
+            u, _, v = torch.linalg.svd(layer.weight)
+            layer.weight.copy_(
+                u @ torch.diag(torch.exp(-steepness * torch.arange(40))).double() @ v
+            )
+    case = make_case("case", net, torch.randn(64, 40, dtype=F64))
+    item = by_work(keep=0.3, energy=0.9, weighted=False, round_to=1)
+    settings = [item, *item.milder(case.program, case.context()).passes]
+    assert len(settings) > 3
+    records = [run([each], case.program, context=case.context()).records[0] for each in settings]
+    drifts = [record.drift or 0.0 for record in records]
+    assert drifts == sorted(drifts, reverse=True)
+    assert drifts[-1] < 0.2 * drifts[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_of_zeros_stays_one(method):
+    layer = nn.Conv2d(8, 8, 3).double().eval()
+    nn.init.zeros_(layer.weight)
+    case = make_case("case", nn.Sequential(layer), torch.randn(2, 8, 6, 6, dtype=F64))
+    program, result = run_pass(by_work(method=method, keep=0.9), case)
+    assert result.changed
+    (x,) = case.context().examples[0]
+    assert torch.equal(program(x)[0], case.program(x)[0])
+
+
 TWO_CORES = Target("cpu", torch.device("cpu"), 2, ("avx2", "avx512f"))
 SIZES = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 512), nn.Linear(512, 512))
 
