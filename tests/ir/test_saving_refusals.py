@@ -134,8 +134,9 @@ def test_nestings_of_unknown_classes_are_refused(path):
     spec = pytree.tree_structure(Output([1]))
     inputs = pytree.tree_structure(((1,), {}))
     program = Program(small_cnn().module, Signature(inputs, spec, True))
-    with pytest.raises(SavingError, match=r"the nesting .*Output"):
+    with pytest.raises(SavingError, match=r"the nesting .*Output") as caught:
         save_program(program, path)
+    assert "tuples, lists and dicts" in (caught.value.hint or "")
 
 
 def test_keys_that_json_would_change_are_refused():

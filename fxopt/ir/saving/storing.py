@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import TreeSpec
 
 from fxopt.errors import SavingError
 from fxopt.ir.saving.container import write_container
@@ -47,13 +48,13 @@ def save_program(
     modules = ModuleWriter(tensors, {program.leaf(node) for node in called})
     try:
         modules.add(program.module)
-        signature = program.signature
-        specs = [dump_spec(signature.in_spec), dump_spec(signature.out_spec)]
     except (UnsavableError, ValueError) as error:
         raise SavingError(
             f"the program cannot be saved because of {error}",
             hint="make the leaf a LeafModule whose attributes are plain values and tensors",
         ) from error
+    signature = program.signature
+    specs = [_nesting(spec) for spec in (signature.in_spec, signature.out_spec)]
     document = {
         "nodes": [_node(node, sizes) for node in program.graph.nodes],
         "symbols": sizes.symbols(),
@@ -66,6 +67,17 @@ def save_program(
         "beside": dict(beside or {}),
     }
     write_container(path, KIND, document, tensors.stored)
+
+
+def _nesting(spec: TreeSpec) -> str:
+    try:
+        return dump_spec(spec)
+    except (UnsavableError, ValueError) as error:
+        raise SavingError(
+            f"the program cannot be saved because of {error}",
+            hint="let the model take and return tuples, lists and dicts, or register the class "
+            "with torch's pytree under a serialized_type_name",
+        ) from error
 
 
 def _note(vanished: tuple[str, int]) -> str:
