@@ -30,6 +30,7 @@ from fxopt.frontend import (
     check_place,
     normalize_inputs,
     random_state_restored,
+    set_apart,
     structural_copy,
 )
 from fxopt.ir import tensor_bytes
@@ -125,6 +126,7 @@ def optimize(
             request.training.check()
         fast = _dispatch(model, inputs, request)
     report = with_warning(fast.report, request)
+    set_apart(fast, model)
     fast.attach(report.finished(time.perf_counter() - start))
     if request.workdir is not None:
         save_report(fast.report, request.workdir / "report.json")

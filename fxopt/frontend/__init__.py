@@ -4,7 +4,12 @@ from fxopt.frontend.batches import batch_size, with_batch
 from fxopt.frontend.capture import capture_program
 from fxopt.frontend.inputs import check_model, check_place, normalize_inputs, own_inputs
 from fxopt.frontend.parts import GuardedPart, PartialCapture, capture_parts
-from fxopt.frontend.structure import buffers_restored, random_state_restored, structural_copy
+from fxopt.frontend.structure import (
+    buffers_restored,
+    random_state_restored,
+    set_apart,
+    structural_copy,
+)
 
 __all__ = [
     "GuardedPart",
@@ -18,6 +23,7 @@ __all__ = [
     "normalize_inputs",
     "own_inputs",
     "random_state_restored",
+    "set_apart",
     "structural_copy",
     "with_batch",
 ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from fxopt.errors import CaptureError, InputError
 from fxopt.frontend.capture import capture_program, run_model
 from fxopt.frontend.comparing import mismatch
-from fxopt.frontend.structure import fast_path_off, structural_copy
+from fxopt.frontend.structure import fast_path_off, set_apart, structural_copy
 from fxopt.ir import Program, expected_inputs
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -68,11 +68,32 @@ class GuardedPart(nn.Module):
         self.__dict__["original"] = original
         self._signature = program.signature
         self._expected = expected_inputs(program.inputs)
+        self._outdated = False
+        self.register_load_state_dict_post_hook(_outdate)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls one of the two modules."""
-        chosen = self.fxopt_part if self.fits(args, kwargs) else self.__dict__["original"]
-        return chosen(*args, **kwargs)
+        """Calls one of the two modules.
+
+        Raises:
+            InputError: The inputs have other sizes, and only the optimized module's weights are
+                what was loaded.
+        """
+        if self.fits(args, kwargs):
+            return self.fxopt_part(*args, **kwargs)
+        if self._outdated:
+            raise InputError(
+                "a part is called with sizes that it was not optimized for, and weights were "
+                "loaded since, which only the optimized part has",
+                hint="load the weights into the original model and optimize that",
+            )
+        return self.__dict__["original"](*args, **kwargs)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        original = self.__dict__["original"]
+        set_apart(original, original)  # its parameters are the user's
+        original._apply(fn, recurse)
+        applied: Self = super()._apply(fn, recurse)
+        return applied
 
     def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether inputs have the nesting, sizes and dtypes that were captured."""
@@ -110,6 +131,10 @@ class GuardedPart(nn.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         # by default pickle would make one of the class that isinstance sees
         return _blank_part, (), self.__dict__
+
+
+def _outdate(part: nn.Module, _: object) -> None:
+    part.__dict__["_outdated"] = True
 
 
 def _blank_part() -> GuardedPart:

@@ -46,6 +46,26 @@ def _shared_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
         yield from (t for t in attributes if isinstance(t, torch.Tensor) and not t.is_leaf)
 
 
+def set_apart(module: nn.Module, model: nn.Module) -> None:
+    """Keeps what is done to ``module`` from ``model``, although they share memory.
+
+    Parameters become objects of their own, so that ``half``, ``to`` and ``requires_grad_`` concern
+    ``module`` alone. Buffers, to which a model may write as it runs, are copied.
+
+    Args:
+        module: It is changed.
+        model: The user's; it is not changed.
+    """
+    memo = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
+    memo |= {
+        id(each): nn.Parameter(each.detach(), each.requires_grad) for each in model.parameters()
+    }
+    for child in module.modules():
+        for tensors in (child._parameters, child._buffers):
+            for name, tensor in tensors.items():
+                tensors[name] = memo.get(id(tensor), tensor)
+
+
 @contextmanager
 def buffers_restored(model: nn.Module) -> Iterator[None]:
     """Undoes, at the end, what running the model did to its buffers: they are the user's."""
