@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxopt.api.collapse import with_warning
 from fxopt.api.parts import optimize_parts
 from fxopt.api.request import Request, make_request
-from fxopt.api.saving import Source, keep_source
+from fxopt.api.saving import Source, keep_source, source_of
 from fxopt.api.whole import (
     Optimized,
     Subject,
@@ -126,7 +126,8 @@ def optimize(
             request.training.check()
         fast = _dispatch(model, inputs, request)
     report = with_warning(fast.report, request)
-    set_apart(fast, model)
+    source = source_of(fast)
+    set_apart([fast] if source is None else [fast, source.program.module], model)
     fast.attach(report.finished(time.perf_counter() - start))
     if request.workdir is not None:
         save_report(fast.report, request.workdir / "report.json")

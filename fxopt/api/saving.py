@@ -43,6 +43,12 @@ def keep_source(module: OptimizedModule, source: Source) -> OptimizedModule:
     return module
 
 
+def source_of(module: OptimizedModule) -> Source | None:
+    """What was kept with a module; None where a part of it is Python."""
+    source = module.meta.get(_SOURCE)
+    return source if isinstance(source, Source) else None
+
+
 def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
     """Writes an optimized model to one safetensors file, with its report and choice of backends.
 
@@ -56,8 +62,8 @@ def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
     Raises:
         SavingError: A part of the model stayed Python, or something in it has no form in a file.
     """
-    source = module.meta.get(_SOURCE)
-    if not isinstance(source, Source):
+    source = source_of(module)
+    if source is None:
         raise SavingError(
             "this model cannot be saved: it was not captured whole, so a part of it is Python",
             hint="optimize and save the parts that can be captured, or save its state_dict()",

@@ -90,7 +90,7 @@ class GuardedPart(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         original = self.__dict__["original"]
-        set_apart(original, original)  # its parameters are the user's
+        set_apart([original], original)  # its parameters are the user's
         original._apply(fn, recurse)
         applied: Self = super()._apply(fn, recurse)
         return applied

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,24 +48,23 @@ def _shared_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
         yield from (t for t in attributes if isinstance(t, torch.Tensor) and not t.is_leaf)
 
 
-def set_apart(module: nn.Module, model: nn.Module) -> None:
-    """Keeps what is done to ``module`` from ``model``, although they share memory.
+def set_apart(modules: Iterable[nn.Module], model: nn.Module) -> None:
+    """Keeps what is done to some modules from ``model``, although they share memory.
 
-    Parameters become objects of their own, so that ``half``, ``to`` and ``requires_grad_`` concern
-    ``module`` alone. Buffers, to which a model may write as it runs, are copied.
+    Parameters become objects of their own, so that ``half``, ``to`` and ``requires_grad_`` leave
+    ``model`` as it is. Buffers, to which a model may write as it runs, are copied. What the modules
+    share with each other they go on sharing.
 
     Args:
-        module: It is changed.
+        modules: They are changed.
         model: The user's; it is not changed.
     """
-    memo = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
-    memo |= {
-        id(each): nn.Parameter(each.detach(), each.requires_grad) for each in model.parameters()
-    }
-    for child in module.modules():
-        for tensors in (child._parameters, child._buffers):
-            for name, tensor in tensors.items():
-                tensors[name] = memo.get(id(tensor), tensor)
+    memo: dict[int, Any] = {id(each): each.detach().clone() for each in model.buffers()}
+    for each in model.parameters():
+        memo[id(each)] = nn.Parameter(each.detach(), each.requires_grad)
+    for child in chain.from_iterable(module.modules() for module in modules):
+        child._parameters.update({n: memo.get(id(t), t) for n, t in child._parameters.items()})
+        child._buffers.update({n: memo.get(id(t), t) for n, t in child._buffers.items()})
 
 
 @contextmanager
