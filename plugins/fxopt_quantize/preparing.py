@@ -47,7 +47,7 @@ class Preparation:
 
     def ready(self) -> Ready:
         """All that takes calibration data; of the program itself, only factors move."""
-        self._rescale()
+        self.rescale()
         ready = self._calibrate()
         if self._settings.rounding != "nearest":
             self._round_weights(ready)
@@ -100,7 +100,7 @@ class Preparation:
             remedy=lambda value: skip_text("quantize", layers_rounding(self._program, value)),
         )
 
-    def _rescale(self) -> None:
+    def rescale(self) -> None:
         """Moves factors between channels; what the program computes stays the same."""
         refused = self._refused()
         layers = [node for node in layers_of(self._program) if node not in refused]

@@ -8,7 +8,9 @@ from fxopt.testing import worst_error
 from fxopt.testing.strategies import generated_cases
 from fxopt_fold_bn import FoldBN
 from fxopt_quantize import Quantize
-from fxopt_quantize.rules import Role, role_of
+from fxopt_quantize.preparing import Preparation
+from fxopt_quantize.rules import layers_of
+from fxopt_quantize.settings import Settings
 from tests.random_models import on_random_models
 
 
@@ -19,12 +21,11 @@ def test_moving_factors_between_channels_keeps_the_numbers(case):
         program = case.program.clone()
         FoldBN().run(program, case.context())
         folded = program.clone()
-        item = Quantize(equalization=equalization, smoothing=smoothing)
-        item._rescale(program, case.context())
+        settings = Settings(equalization=equalization, smoothing=smoothing)
+        Preparation(settings, program, case.context()).rescale()
         program.verify()
         assert worst_error(case, program) <= 1e-8
-        layers = [n for n in folded.nodes if role_of(folded, n) is Role.LAYER]
-        assert len([n for n in program.nodes if role_of(program, n) is Role.LAYER]) == len(layers)
+        assert len(layers_of(program)) == len(layers_of(folded))
 
 
 @on_random_models(15)
