@@ -35,6 +35,16 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "MSE, equalized by weights": {**PLAIN, "equalization": "weights"},
     "MSE, equalized by activations": {**PLAIN, "equalization": "activations"},
     "MSE, scale per channel": {**PLAIN, "depthwise": "channel"},
+    "MSE, weights per tensor": {**PLAIN, "weights": "tensor"},
+    "MSE, weights per tensor, equalized by weights": {
+        **PLAIN,
+        "weights": "tensor",
+        "equalization": "weights",
+    },
+    "MSE, weights per tensor, equalized by weights, bias correction": {
+        "weights": "tensor",
+        "equalization": "weights",
+    },
     "MSE, bias correction (default)": {},
     "MSE, GPTQ": {**PLAIN, "rounding": "gptq"},
     "MSE, AdaRound": {**PLAIN, "rounding": "adaround"},
