@@ -96,6 +96,11 @@ class Program:
         twin.rewrite_limit = self.rewrite_limit
         return twin
 
+    def twin(self) -> Program:
+        """A copy that may be edited, of which nobody must write to the weights: they are shared."""
+        weights = (*self.module.parameters(), *self.module.buffers())
+        return self.clone({id(tensor): tensor for tensor in weights})
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self.clone(memo)
 

@@ -36,7 +36,7 @@ def with_rounded_results(program: Program) -> Program:
     Args:
         program: It is not changed.
     """
-    twin = program.clone()
+    twin = program.twin()
     found = list(bounded(twin))
     with twin.edit() as edit:
         for node, bounds in found:

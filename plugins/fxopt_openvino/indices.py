@@ -20,7 +20,7 @@ def with_indices_from_the_start(program: Program) -> Program:
     """
     if not any(_open(program, node) for node in program.nodes):
         return program
-    twin = program.clone()
+    twin = program.twin()
     with twin.edit() as edit:
         for node in twin.nodes:
             for dim in _open(twin, node):

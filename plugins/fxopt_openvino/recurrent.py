@@ -39,7 +39,7 @@ def with_sequences(program: Program) -> Program:
     made = {name: RecurrentSequence(layer) for name, layer in layers.items() if layer is not None}
     if not made:
         return program
-    twin = program.clone()
+    twin = program.twin()
     with twin.edit() as edit:
         for node in [node for node in twin.nodes if node.name in calls]:
             if str(node.target) in made:

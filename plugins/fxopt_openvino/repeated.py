@@ -18,7 +18,7 @@ def with_distinct_outputs(program: Program) -> Program:
     """
     if not _repeated(program):
         return program
-    twin = program.clone()
+    twin = program.twin()
     outputs = list(twin.output.args[0])  # type: ignore[arg-type]
     with twin.edit() as edit:
         for index in _repeated(twin):

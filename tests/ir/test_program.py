@@ -201,3 +201,14 @@ def test_what_drops_nothing_is_not_random(target, arguments, random):
     inputs = [graph.placeholder(f"x{index}") for index in range(tensors)]
     node = graph.call_function(target, (*inputs, *arguments))
     assert is_random(node) is random
+
+
+def test_a_twin_shares_its_weights_and_nothing_else():
+    program = small_cnn()
+    twin = program.twin()
+    weights, others = ({**p.module.state_dict(keep_vars=True)} for p in (program, twin))
+    assert weights.keys() == others.keys()
+    assert all(others[name] is weight for name, weight in weights.items())
+    before = program.text()
+    change_an_operator(twin)
+    assert twin.text() != program.text() == before

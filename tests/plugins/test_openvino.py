@@ -14,7 +14,9 @@ from fxopt.frontend import capture_program
 from fxopt.passes import Calibration, Context
 from fxopt.pipeline.partition import partition
 from fxopt_openvino import OpenVINO
+from fxopt_openvino.indices import with_indices_from_the_start
 from fxopt_openvino.kernels import HEAVY
+from fxopt_openvino.repeated import with_distinct_outputs
 from fxopt_quantize import Quantize
 from tests.building import Builder, aten, image, small_cnn
 
@@ -278,3 +280,24 @@ def test_averages_that_it_takes_in_another_way_are_refused(pool, why):
     assert why in reason if why else reason is None
     if reason is None:
         torch.testing.assert_close(compile_for(program, x)(x), program(x), rtol=1e-4, atol=1e-5)
+
+
+class RewrittenForIt(nn.Module):
+    """Chooses by several tensors, and yields one result twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 5)
+
+    def forward(self, x, index):
+        chosen = self.layer(x)[index, index]
+        return chosen, chosen
+
+
+def test_what_is_rewritten_for_it_shares_its_weights():
+    inputs = torch.randn(3, 5), torch.tensor([0, 1, 2])
+    program = capture_program(RewrittenForIt(), inputs, {})
+    rewritten = with_distinct_outputs(with_indices_from_the_start(program))
+    assert rewritten is not program
+    weights = dict(rewritten.module.named_parameters())
+    assert all(weights[name] is each for name, each in program.module.named_parameters())
