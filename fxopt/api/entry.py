@@ -126,8 +126,7 @@ def optimize(
             request.training.check()
         fast = _dispatch(model, inputs, request)
     report = with_warning(fast.report, request)
-    source = source_of(fast)
-    set_apart([fast] if source is None else [fast, source.program.module], model)
+    _set_apart(fast, model)
     fast.attach(report.finished(time.perf_counter() - start))
     if request.workdir is not None:
         save_report(fast.report, request.workdir / "report.json")
@@ -159,6 +158,12 @@ def capture(model: nn.Module, example_inputs: Any = None) -> fx.GraphModule:
     captured = fx.GraphModule(root, graph, "CapturedModule")
     unshare(captured)
     return captured.train(model.training)
+
+
+def _set_apart(fast: OptimizedModule, model: nn.Module) -> None:
+    """Lets what is done to ``fast``, and to what it is saved from, leave the user's model alone."""
+    source = source_of(fast)
+    set_apart([fast] if source is None else [fast, source.program.module], model)
 
 
 def _dispatch(model: nn.Module, inputs: Any, request: Request) -> OptimizedModule:

@@ -19,6 +19,7 @@ from fxopt_openvino.kernels import HEAVY
 from fxopt_openvino.repeated import with_distinct_outputs
 from fxopt_quantize import Quantize
 from tests.building import Builder, aten, image, small_cnn
+from tests.plugins.attention import Masked, queries_without_keys
 
 CPU = find_target("cpu")
 
@@ -127,26 +128,10 @@ def test_a_missing_runtime_is_named(monkeypatch):
     assert "pip install 'fxopt[openvino]'" in OpenVINO().unavailable()
 
 
-class Masked(nn.Module):
-    """Attention whose mask is an input, or a constant."""
-
-    def __init__(self, mask=None):
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, x, mask=None):
-        mask = self.mask if mask is None else mask
-        return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
-
-
 @pytest.mark.parametrize("rank", [2, 4])
 @pytest.mark.parametrize("kind", ["boolean", "float"])
 def test_queries_that_may_see_nothing_yield_zeros(kind, rank):
-    x, mask = torch.randn(2, 3, 5, 4), torch.rand(2, 1, 5, 5) > 0.3
-    mask[0, :, 1], mask[1] = False, False
-    if kind == "float":
-        mask = torch.randn(mask.shape).masked_fill(~mask, -float("inf"))
-    mask = mask if rank == 4 else mask[0, 0]
+    x, mask = queries_without_keys(kind, rank)
     program = capture_program(Masked(), (x, torch.zeros_like(mask)), {})
     code = compile_for(program, x, mask)
     assert not program(x, mask)[0][0, :, 1].any()

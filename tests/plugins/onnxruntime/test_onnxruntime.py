@@ -22,6 +22,7 @@ from fxopt_onnxruntime.grids import Grid
 from fxopt_onnxruntime.kernels import HEAVY, find_kernels
 from fxopt_onnxruntime.rules.activations import grid_before
 from tests.building import Builder, aten, image, small_cnn
+from tests.plugins.attention import Masked, queries_without_keys
 from tests.plugins.onnxruntime.support import (
     CPU,
     captured,
@@ -106,21 +107,10 @@ def test_attention(model):
     assert model.mask is None or "Where" not in {kernel.kind for kernel in code.kernels()}
 
 
-class Masked(nn.Module):
-    """Attention whose mask is an input."""
-
-    def forward(self, x, mask):
-        return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
-
-
 @pytest.mark.parametrize("rank", [2, 4])
 @pytest.mark.parametrize("kind", ["boolean", "float"])
 def test_queries_that_may_see_nothing_yield_zeros(kind, rank):
-    x, mask = torch.randn(2, 3, 5, 4), torch.rand(2, 1, 5, 5) > 0.3
-    mask[0, :, 1], mask[1] = False, False
-    if kind == "float":
-        mask = torch.randn(mask.shape).masked_fill(~mask, -float("inf"))
-    mask = mask if rank == 4 else mask[0, 0]
+    x, mask = queries_without_keys(kind, rank)
     program = captured(Masked(), x, torch.zeros_like(mask) if kind == "float" else mask)
     code = compile_for(program, x, mask)
     assert not program(x, mask)[0][0, :, 1].any()
