@@ -2,10 +2,11 @@
 
 Usage:
     python benchmarks/pruning.py                            both Fashion-MNIST nets, 2 and 4 times
-    python benchmarks/pruning.py fashion_resnet --fewer 2 --epochs 1
+    python benchmarks/pruning.py fashion_resnet --fewer 2 --epochs 1 --seeds 0
 
 All are brought to as few multiply-adds, or 3 % more where their multiples of channels ask for it,
-and trained with the same optimizer on the same data for as many epochs. "plain" is right after
+and trained with the same optimizer on the same data for as many epochs, a copy for each seed, which
+decides the order of the data. "plain" is right after
 pruning; "fitted" after fxopt has fitted what is left to the old outputs on the calibration data,
 without labels. Latencies are of one image in float32, measured in turns. Trainings are kept in
 --cache, from where a run goes on. Needs `apt-get install dataset-fashion-mnist` and
@@ -16,9 +17,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,17 +47,18 @@ from fxopt_recover import Distill, Finetune
 NETS = ("fashion_resnet", "fashion_mobilenet")
 BACKENDS = ("openvino", "onnxruntime")
 PASSES: dict[str, Pass] = {"finetune": Finetune(), "distill": Distill()}
-HEADERS = ("model", "who", "multiply-adds", "plain %", "fitted %", "trained %", "eager ms",
-           *(f"{name} ms" for name in BACKENDS))  # fmt: skip
+HEADERS = ("model", "who", "multiply-adds", "plain %", "fitted %", "trained %, by seed", "mean %",
+           "eager ms", *(f"{name} ms" for name in BACKENDS))  # fmt: skip
 
 
 @dataclass
 class Shrunk:
-    """A smaller program that was trained, and its scores before."""
+    """A smaller program, its scores before training, and of what each seed made of it."""
 
     program: Program
     plain: float | None = None
     fitted: float | None = None
+    trained: list[float] = field(default_factory=list)
 
 
 def rows_of(task: Task, fewer: float, options: argparse.Namespace) -> Iterator[list[Any]]:
@@ -63,7 +66,7 @@ def rows_of(task: Task, fewer: float, options: argparse.Namespace) -> Iterator[l
     original = captured(task, task.model)
     aim = 1.03 * work(original) / fewer
     ways: dict[str, Callable[[], Shrunk]] = {
-        "original": lambda: Shrunk(original),
+        "original": lambda: Shrunk(original, trained=[score_of(task, original)]),
         "torch-pruning GroupNorm, finetuned": lambda: rival(task, aim, options),
     }
     for name in options.passes:
@@ -71,7 +74,8 @@ def rows_of(task: Task, fewer: float, options: argparse.Namespace) -> Iterator[l
     found = {name: way() for name, way in ways.items()}
     times = latencies(task, {name: each.program for name, each in found.items()})
     for name, each in found.items():
-        scores = (each.plain, each.fitted, score_of(task, each.program))
+        by_seed = " ".join(f"{score:.2f}" for score in each.trained)
+        scores = (each.plain, each.fitted, by_seed, statistics.mean(each.trained))
         milliseconds = [times[f"{name}, {where}"] for where in ("eager", *BACKENDS)]
         yield [f"{task.name}, {fewer:g}x", name, work(each.program), *scores, *milliseconds]
 
@@ -121,9 +125,8 @@ def own(
 ) -> Shrunk:
     """Pruned by fxopt, fitted on the calibration data, and trained."""
     found = shrunk(task, original, aim, options.round_to)
-    folder = kept_in(options, task, aim, f"fxopt_{item.info.name}")
-    train(task, found.program, item, original, options.epochs, options.seed, folder)
-    return found
+    kept = kept_in(options, task, aim, f"fxopt_{item.info.name}")
+    return trained(task, found, item, original, options, kept)
 
 
 def shrunk(task: Task, original: Program, aim: float, round_to: int) -> Shrunk:
@@ -163,14 +166,26 @@ def rival(task: Task, aim: float, options: argparse.Namespace) -> Shrunk:
     ratio = bisected(lambda ratio: work_of_module(pruned(ratio), task.example), aim)
     program = captured(task, pruned(ratio))
     found = Shrunk(program, score_of(task, program))
-    folder = kept_in(options, task, aim, "torch_pruning")
-    train(task, program, Finetune(), program, options.epochs, options.seed, folder)
+    kept = kept_in(options, task, aim, "torch_pruning")
+    return trained(task, found, Finetune(), program, options, kept)
+
+
+def trained(
+    task: Task, found: Shrunk, item: Pass, teacher: Program, options: argparse.Namespace, kept: Path
+) -> Shrunk:
+    """A copy trained for each seed; the last one stands for all in what follows."""
+    for seed in options.seeds:
+        program = found.program.clone()
+        train(task, program, item, teacher, options.epochs, seed, checkpoints(kept / str(seed)))
+        found.trained.append(score_of(task, program))
+        print(f"  {kept.name}: seed {seed}: {found.trained[-1]:.2f}", file=sys.stderr, flush=True)
+    found.program = program
     return found
 
 
 def kept_in(options: argparse.Namespace, task: Task, aim: float, who: str) -> Path:
-    """Where the checkpoints of a training go; they say themselves of what they are."""
-    return checkpoints(options.cache / f"{task.name}_{aim:.0f}_{who}_{options.seed}")
+    """Where the checkpoints of trainings go; they say themselves of what they are."""
+    return Path(options.cache) / f"{task.name}_{aim:.0f}_{who}"
 
 
 def checkpoints(folder: Path) -> Path:
@@ -213,7 +228,7 @@ def main() -> None:
     parser.add_argument("--fewer", type=float, nargs="*", default=[2.0, 4.0])
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--round-to", type=int, default=0, help="channels, for all; 0 is the default of each"
     )
