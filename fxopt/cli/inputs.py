@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxopt.cli.locate import locate
+from fxopt.cli.locate import call, locate
 from fxopt.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,9 +56,16 @@ def _parse(text: str, generator: torch.Generator) -> tuple[str | None, torch.Ten
     if not isinstance(dtype, torch.dtype):
         raise InputError(f"torch has no dtype {match['dtype']!r}")
     sizes = [int(size) for size in match["sizes"].split("x")]
-    if dtype.is_floating_point:
-        return match["key"], torch.randn(sizes, generator=generator).to(dtype)
-    return match["key"], torch.randint(0, 2, sizes, generator=generator).to(dtype)
+    floating = dtype.is_floating_point or dtype.is_complex
+    made = (
+        torch.randn(sizes, generator=generator)
+        if floating
+        else torch.randint(0, 2, sizes, generator=generator)
+    )
+    try:
+        return match["key"], made.to(dtype)
+    except (RuntimeError, NotImplementedError) as error:  # quantized ones, and those of few bits
+        raise InputError(f"no example of dtype {match['dtype']} can be made: {error}") from error
 
 
 def load_calibration(text: str | None, inputs: Sequence[str], seed: int) -> Iterable[Any] | None:
@@ -78,7 +85,7 @@ def load_calibration(text: str | None, inputs: Sequence[str], seed: int) -> Iter
         return _random_batches(inputs, seed)
     if ":" in text:
         found = locate(text)
-        loaded: Iterable[Any] = found() if callable(found) else found
+        loaded: Iterable[Any] = call(text, found) if callable(found) else found
         return loaded
     return _from_file(Path(text), inputs)
 
@@ -133,9 +140,10 @@ def _batches(data: Any, size: int, *, by_name: bool) -> list[Any]:
     import torch
 
     if isinstance(data, torch.Tensor):
-        return list(data.split(size))
+        return list(_split(data, size))
     if isinstance(data, dict) and all(isinstance(v, torch.Tensor) for v in data.values()):
-        columns = zip(*(tensor.split(size) for tensor in data.values()), strict=True)
+        _check_lengths(data)
+        columns = zip(*(_split(tensor, size) for tensor in data.values()), strict=True)
         return [dict(zip(data, batch, strict=True)) if by_name else batch for batch in columns]
     if isinstance(data, (list, tuple)):
         return list(data)
@@ -143,3 +151,18 @@ def _batches(data: Any, size: int, *, by_name: bool) -> list[Any]:
         f"the calibration file holds a {type(data).__name__}",
         hint="save a tensor, named tensors of equal length, or a list of batches",
     )
+
+
+def _split(samples: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+    if not samples.dim():
+        raise InputError(
+            "the calibration file holds a single number", hint="save samples along dimension 0"
+        )
+    batches: Sequence[torch.Tensor] = samples.split(size)
+    return batches
+
+
+def _check_lengths(named: dict[str, torch.Tensor]) -> None:
+    lengths = {name: len(tensor) for name, tensor in named.items() if tensor.dim()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"the calibration file holds tensors of different lengths: {lengths}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +40,22 @@ def locate(text: str) -> Any:
             )
         found = getattr(found, atom)
     return found
+
+
+def call(text: str, found: Callable[[], Any]) -> Any:
+    """What a function or class that ``text`` names yields.
+
+    Raises:
+        InputError: It does not do without arguments.
+    """
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise InputError(
+            f"{text} cannot be called without arguments: {error}",
+            hint="name a function that takes none, and gives them itself",
+        ) from error
+    return found()
 
 
 def _from_file(path: Path) -> ModuleType:

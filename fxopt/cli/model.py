@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxopt.cli.locate import locate
+from fxopt.cli.locate import call, locate
 from fxopt.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _similar(name: str, known: list[str]) -> str:
 def _made(text: str, found: Any) -> nn.Module:
     from torch import nn
 
-    model = found if isinstance(found, nn.Module) or not callable(found) else found()
+    model = found if isinstance(found, nn.Module) or not callable(found) else call(text, found)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"{text} is a {type(model).__name__}, not a torch.nn.Module",

@@ -99,11 +99,17 @@ class Substitute(Pass):
         """What can be replaced, in the order of the program."""
         pairs = self._pairs()
         found = {}
-        for node in program.nodes:
+        for node in filter(_takes_floats, program.nodes):
             pair = next((pair for pair in pairs if pair[0].is_called_by(node)), None)
             if pair is not None:
                 found[node] = pair
         return found
+
+
+def _takes_floats(node: fx.Node) -> bool:
+    """Some functions take integers too, and others do not."""
+    value = node.all_input_nodes[0].meta.get("val") if node.all_input_nodes else None
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _changes(

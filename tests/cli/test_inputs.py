@@ -35,6 +35,7 @@ def test_none():
         (["1,3,8"], "cannot read the input"),
         (["1x3:floot"], "no dtype 'floot'"),
         (["1x3:nn"], "no dtype 'nn'"),
+        (["1x3:qint8"], "dtype qint8"),
         (["x=1x3", "1x3"], "a name of their own"),
     ],
 )
@@ -97,6 +98,24 @@ def test_objects_in_npy_are_refused(tmp_path):
     numpy.save(tmp_path / "c.npy", numpy.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="cannot read calibration"):
         load_calibration(str(tmp_path / "c.npy"), ["1x3"], seed=0)
+
+
+def test_a_scalar_array_is_no_calibration(tmp_path):
+    numpy.save(tmp_path / "c.npy", numpy.float32(1))
+    with pytest.raises(InputError, match="a single number"):
+        load_calibration(str(tmp_path / "c.npy"), ["1x3"], seed=0)
+
+
+def test_named_samples_are_as_many(tmp_path):
+    numpy.savez(tmp_path / "c.npz", a=numpy.zeros((4, 2)), b=numpy.zeros((3, 2)))
+    with pytest.raises(InputError, match=r"different lengths: \{'a': 4, 'b': 3\}"):
+        load_calibration(str(tmp_path / "c.npz"), ["1x2", "1x2"], seed=0)
+
+
+def test_a_loader_takes_no_arguments(tmp_path):
+    (tmp_path / "mine.py").write_text("def loader(path): return []\n")
+    with pytest.raises(InputError, match=r"without arguments: missing .*'path'"):
+        load_calibration(f"{tmp_path / 'mine.py'}:loader", ["1x2"], seed=0)
 
 
 def test_a_number_is_no_calibration(tmp_path):

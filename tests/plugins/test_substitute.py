@@ -170,3 +170,15 @@ def test_a_limit_is_kept_by_replacing_fewer():
     drift = float((fewer(*case.inputs[0])[0] - plain).norm() / plain.norm())
     assert result.details["calls"] == 1
     assert drift < 0.1 * full
+
+
+class OfIntegers(nn.Module):
+    def forward(self, x):
+        return (x > 0).long().sigmoid() * x.sigmoid() + 1
+
+
+def test_what_takes_integers_stays():
+    program, result = run_pass(Substitute(), case_of(OfIntegers()))
+    assert aten.sigmoid.default in targets(program)
+    assert aten.hardsigmoid.default in targets(program)
+    assert result.details["calls"] == 1
