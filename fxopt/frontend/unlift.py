@@ -1,8 +1,8 @@
 """From an exported program to one flat graph that fetches its own weights.
 
-`torch.export` lifts parameters, buffers and constants to graph inputs, wraps `no_grad` blocks in
-higher-order operations and guards shapes by assertions. Here each lifted input becomes a
-`get_attr` under the user's name, the blocks are inlined, and the assertions go.
+`torch.export` lifts parameters, buffers and constants to graph inputs, wraps blocks of `no_grad`
+and autocast in higher-order operations and guards shapes by assertions. Here each lifted input
+becomes a `get_attr` under the user's name, the blocks are inlined, and the assertions go.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from fxopt.errors import CaptureError
+from fxopt.frontend.autocast import Autocast
 from fxopt.frontend.source import source_of
 
 _LIFTED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
@@ -109,6 +110,7 @@ class _Writer:
         self.graph = Graph()
         self._owner = owner
         self._new: dict[Node, Any] = {}
+        self._autocast: Autocast | None = None
 
     def fetch(self, node: Node, name: str) -> None:
         """Turns a lifted placeholder into a get_attr."""
@@ -127,8 +129,20 @@ class _Writer:
         elif isinstance(node.target, torch._ops.HigherOrderOperator):
             self._new[node] = self._inline(node)
         elif node.op != "get_attr":  # the submodules of higher-order operations
-            copied = self.graph.node_copy(node, self._translate)
+            cast = self._cast(node)
+            copied = self.graph.node_copy(node, lambda each: cast.get(each, self._new[each]))
             self._new[node] = self._keep_meta(node, copied)
+
+    def _cast(self, node: Node) -> dict[Node, Node]:
+        """The arguments that autocast casts, cast."""
+        if self._autocast is None or node.op != "call_function":
+            return {}
+        cast = {}
+        for argument, dtype in self._autocast.casts_of(node).items():
+            new = self.graph.call_function(torch.ops.aten.to.dtype, (self._new[argument], dtype))
+            cast[argument] = self._keep_meta(node, new)
+            new.meta["val"] = argument.meta["val"].to(dtype)
+        return cast
 
     def _first(self, node: Node) -> Any:
         return self._new.get(node.args[0]) if isinstance(node.args[0], Node) else None
@@ -144,15 +158,16 @@ class _Writer:
         return new
 
     def _inline(self, node: Node) -> tuple[Any, ...]:
-        body, operands, detached = _block(node)
+        body, operands, detached, autocast = _block(node, self._autocast)
         graph_module = getattr(self._owner, str(body.target))
         inputs = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
         self._new.update(zip(inputs, self._translate(operands), strict=True))
-        owner, self._owner = self._owner, graph_module
+        outside = self._owner, self._autocast
+        self._owner, self._autocast = graph_module, autocast
         for inner in graph_module.graph.nodes:
             if inner.op not in ("placeholder", "output"):
                 self.copy(inner)
-        self._owner = owner
+        self._owner, self._autocast = outside
         results = self._translate(graph_module.graph.output_node().args[0])
         return tuple(self._detach(value) if detached else value for value in results)
 
@@ -166,16 +181,20 @@ class _Writer:
         return detached
 
 
-def _block(node: Node) -> tuple[Node, tuple[Any, ...], bool]:
-    """Splits a block operation: its body, the body's operands, whether gradients stop there."""
+_Block = tuple[Node, tuple[Any, ...], bool, Autocast | None]
+
+
+def _block(node: Node, autocast: Autocast | None) -> _Block:
+    """Splits a block operation: its body and operands, whether gradients stop, and autocast."""
     operation = str(node.target)
     if operation == "wrap_with_set_grad_enabled":
         enabled, body, *operands = node.args
-        return _as_node(body), tuple(operands), not enabled
+        return _as_node(body), tuple(operands), not enabled, autocast
     if operation == "wrap_with_autocast":
-        _device, _dtype, enabled, _cache, body, *operands = node.args
-        if not enabled:
-            return _as_node(body), tuple(operands), False
+        settings: tuple[Any, ...] = node.args
+        device, dtype, enabled, _cache, body, *operands = settings
+        inside = Autocast(device, dtype) if enabled else None
+        return _as_node(body), tuple(operands), False, inside
     raise CaptureError(
         f"{operation} cannot be captured: only straight-line code can", where=source_of(node)
     )
