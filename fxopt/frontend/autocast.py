@@ -42,12 +42,11 @@ class Autocast:
             CaptureError: The call does not compute the same with its arguments cast.
         """
         inside = _tried(node, {}, torch.autocast(self.device, self.dtype, cache_enabled=False))
-        extra = dict(inside.casts - _own_casts(node))
-        found = {
-            each: extra[id(each.meta["val"])]
-            for each in node.all_input_nodes
-            if id(each.meta.get("val")) in extra
-        }
+        own = _own_casts(node)
+        extra = [cast for cast in inside.casts if cast not in own]
+        # all arguments are cast to one dtype, before the operator casts any itself
+        cast = {value for value, dtype in extra if dtype == extra[0][1]}
+        found = {n: extra[0][1] for n in node.all_input_nodes if id(n.meta.get("val")) in cast}
         if _tried(node, found, contextlib.nullcontext()).dtypes != inside.dtypes:
             raise CaptureError(
                 f"{node.target} under autocast cannot be captured: it does more than to cast",
@@ -56,18 +55,22 @@ class Autocast:
         return found
 
 
+_Casts = list[tuple[int, torch.dtype]]
+"""What was cast to what, in order; tensors by their identity."""
+
+
 @dataclass
 class _Trial:
-    casts: set[tuple[int, torch.dtype]]
+    casts: _Casts
     dtypes: list[torch.dtype]
 
 
-def _own_casts(node: Node) -> set[tuple[int, torch.dtype]]:
+def _own_casts(node: Node) -> _Casts:
     """The casts of arguments that are a part of what a node calls."""
     try:
         return _tried(node, {}, contextlib.nullcontext()).casts
     except RuntimeError:  # dtypes that only go together under autocast: it fails before any cast
-        return set()
+        return []
 
 
 def _tried(
@@ -87,14 +90,14 @@ def _tried(
 
 
 class _Recorded(TorchDispatchMode):
-    """Notes which tensors are cast to what."""
+    """Notes the casts."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.casts: set[tuple[int, torch.dtype]] = set()
+        self.casts: _Casts = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         dtype = (kwargs or {}).get("dtype")
         if func is torch.ops.aten._to_copy.default and dtype is not None:
-            self.casts.add((id(args[0]), dtype))
+            self.casts.append((id(args[0]), dtype))
         return func(*args, **(kwargs or {}))
