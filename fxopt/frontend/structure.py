@@ -23,12 +23,13 @@ def structural_copy(model: nn.Module) -> nn.Module:
         model: Any module.
 
     Returns:
-        A copy in eval mode whose parameters and buffers are the same objects as the model's.
+        A copy in eval mode whose parameters and buffers are the same objects as the model's; but
+        for those made in inference mode, which are copied, as only that mode takes them.
 
     Raises:
         CaptureError: The model holds something that Python cannot copy.
     """
-    shared = {id(tensor): tensor for tensor in _shared_tensors(model)}
+    shared = {id(tensor): _usable(tensor) for tensor in _shared_tensors(model)}
     try:
         copied: nn.Module = copy.deepcopy(model, shared)
     except Exception as error:
@@ -37,6 +38,16 @@ def structural_copy(model: nn.Module) -> nn.Module:
             hint="make sure that copy.deepcopy(model) works (no locks, files or generators in it)",
         ) from error
     return copied.eval()
+
+
+def _usable(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that gradients may pass, or whatever else a tracer records."""
+    if not tensor.is_inference() or torch.is_inference_mode_enabled():
+        return tensor
+    copied = tensor.detach().clone()
+    return (
+        nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+    )
 
 
 def _shared_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -61,7 +72,7 @@ def set_apart(modules: Iterable[nn.Module], model: nn.Module) -> None:
     """
     memo: dict[int, Any] = {id(each): each.detach().clone() for each in model.buffers()}
     for each in model.parameters():
-        memo[id(each)] = nn.Parameter(each.detach(), each.requires_grad)
+        memo[id(each)] = nn.Parameter(_usable(each).detach(), each.requires_grad)
     for child in chain.from_iterable(module.modules() for module in modules):
         child._parameters.update({n: memo.get(id(t), t) for n, t in child._parameters.items()})
         child._buffers.update({n: memo.get(id(t), t) for n, t in child._buffers.items()})

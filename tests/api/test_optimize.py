@@ -78,6 +78,16 @@ def test_in_inference_mode(x):
     assert "fold_bn" in fast.recipe
 
 
+def test_a_model_made_in_inference_mode(x):
+    with torch.inference_mode():
+        model = vary(Residual())
+    fast = fxopt.optimize(model, (x,), backends=["eager"])
+    with torch.no_grad():
+        assert relative(fast(x), model(x)) < 1e-5
+    assert "fold_bn" in fast.recipe
+    assert all(weight.is_inference() for weight in model.parameters())
+
+
 def test_untouched_weights_are_shared(model, x):
     fast = fxopt.optimize(model, (x,), backends=["eager"])
     named = dict(fast.named_parameters())
