@@ -17,6 +17,7 @@ from fxopt.plugin import (
     keep_files,
 )
 from fxopt_openvino.execute import DividedExecutable, OpenVINOExecutable
+from fxopt_openvino.heads import with_keys_for_all_heads
 from fxopt_openvino.indices import with_indices_from_the_start
 from fxopt_openvino.masks import zero_unattended
 from fxopt_openvino.narrow import narrow
@@ -50,7 +51,8 @@ class OpenVINOLowering(Lowering):
     """
 
     def __init__(self, program: Program, inputs: Tensors, settings: Settings) -> None:
-        self._program = with_distinct_outputs(with_indices_from_the_start(program))
+        program = with_keys_for_all_heads(with_indices_from_the_start(program))
+        self._program = with_distinct_outputs(program)
         self._settings = settings
         self._memory: list[torch.Tensor] = []  # of constants, beside what the models hold
         self._any_batch = self._convert_for_any_batch(inputs)

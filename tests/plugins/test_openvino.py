@@ -138,6 +138,29 @@ def test_queries_that_may_see_nothing_yield_zeros(kind, rank):
     torch.testing.assert_close(code(x, mask), program(x, mask), rtol=1e-4, atol=1e-5)
 
 
+class GroupedQuery(nn.Module):
+    """Attention of 8 heads of queries over fewer heads of keys."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = heads
+        self.query, self.shared = nn.Linear(32, 32), nn.Linear(32, 2 * 4 * heads)
+
+    def forward(self, x):
+        q = self.query(x).unflatten(-1, (8, 4)).transpose(1, 2)
+        k, v = self.shared(x).unflatten(-1, (2 * self.heads, 4)).transpose(1, 2).chunk(2, 1)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return y.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_heads_that_share_keys(heads):
+    x = torch.randn(2, 5, 32)
+    program = capture_program(GroupedQuery(heads).eval(), (x,), {})
+    code = compile_for(program, x)
+    torch.testing.assert_close(code(x), program(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_constant_masks_that_leave_each_query_a_key_cost_nothing(closed):
     x, mask = torch.randn(2, 3, 5, 4), torch.ones(5, 5, dtype=torch.bool).tril()
