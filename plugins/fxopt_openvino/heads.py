@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -9,6 +11,7 @@ from fxopt.plugin import Program
 
 aten = torch.ops.aten
 
+_ATTENTION = aten.scaled_dot_product_attention.default
 _HEADS = -3  # (..., heads, tokens, features)
 
 
@@ -29,15 +32,16 @@ def with_keys_for_all_heads(program: Program) -> Program:
                 for each in shared
             ]
             others = {key: value for key, value in node.kwargs.items() if key != "enable_gqa"}
-            edit.replace(node, node.target, query, *repeated, *node.args[3:], **others)
+            edit.replace(node, _ATTENTION, query, *repeated, *node.args[3:], **others)
     return twin
 
 
 def _grouped(program: Program) -> dict[fx.Node, int]:
     """Attention with fewer heads of keys than of queries, and how many share each."""
     found = {}
-    for node in program.find(aten.scaled_dot_product_attention.default):
-        queries, keys = (each.meta["val"].shape[_HEADS] for each in node.args[:2])
+    for node in program.find(_ATTENTION):
+        given: tuple[Any, ...] = node.args
+        queries, keys = (each.meta["val"].shape[_HEADS] for each in given[:2])
         if node.kwargs.get("enable_gqa") and queries != keys:
             found[node] = queries // keys
     return found
