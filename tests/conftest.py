@@ -1,9 +1,11 @@
 """What all tests share."""
 
+import math
 import sys
 
 import pytest
 
+import fxopt.api.parts
 import fxopt.cost
 
 
@@ -23,6 +25,12 @@ def in_this_process(monkeypatch):
 def no_pauses(monkeypatch):
     """Latencies may be rough here, and the pauses between bursts are most of what they cost."""
     monkeypatch.setattr(sys.modules[fxopt.cost.measure.__module__], "_PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def parts_stay(monkeypatch):
+    """Whether parts pay is for the test of just that: those of tests are too small to."""
+    monkeypatch.setattr(fxopt.api.parts, "_SLOWER", math.inf)
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,11 @@ from fxopt.ir import tensor_bytes
 from fxopt.passes import Exact, batch_arguments
 from fxopt.report import PassRecord, Report
 
-# The latencies of the whole are for the report alone, and such models often take seconds a call.
+# Each part has won a race of its own; such models often take seconds a call.
 _SECONDS = 5.0
+
+# Times the original's latency that the whole takes before that is more than noise.
+_SLOWER = 1.05
 
 
 def optimize_parts(
@@ -46,13 +49,18 @@ def optimize_parts(
     if broken is not None:
         outcome = _Attempt(model, inputs, _exact(request))
         outcome.notes.append(f"lossy passes were rolled back on all parts: {broken}")
+    if outcome.is_slower():
+        outcome = _Attempt(model, inputs, request, install=False)
+        outcome.notes.append("all parts stayed as they were: with them the whole was slower")
     return outcome.module.attach(outcome.report(model, request, why))
 
 
 class _Attempt:
-    """One try at all parts."""
+    """One try at all parts; or the model without any, where ``install`` is false."""
 
-    def __init__(self, model: nn.Module, inputs: Call, request: Request) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Call, request: Request, install: bool = True
+    ) -> None:
         self.original = structural_copy(model)
         self.inputs = inputs
         self.capture = capture_parts(model, *inputs)
@@ -62,7 +70,8 @@ class _Attempt:
             self.notes.append("nothing was trained: the model was not captured whole")
         calls = list(_calls(inputs, request.calibration))
         compare_models(self.original, self.original, calls[1:2])  # whether it takes the user's data
-        self._optimize(request)
+        if install:
+            self._optimize(request)
         self.module = emit_python(self.capture.model)
         self.quality: Quality = compare_models(self.original, self.module, calls)
         self.scores = _scores(request, self.original, self.module)
@@ -91,6 +100,12 @@ class _Attempt:
             self.notes.append(f"{subject.name}: lossy passes were left out: {error.what}")
             return optimize_subject(replace(subject, calibration=None), _exact(request))
 
+    def is_slower(self) -> bool:
+        """Whether the whole takes longer than the original, by more than both vary."""
+        before, after = self.before, self.after
+        vary = max(before.spread, after.spread)
+        return after.median > max(_SLOWER * before.median, before.median + vary)
+
     def breaks(self, request: Request) -> str | None:
         """Which limit of the request the whole model breaks, in words."""
         limit, drift = request.max_drift, self.quality.drift
@@ -109,7 +124,7 @@ class _Attempt:
         return Report(
             model=type(model).__name__,
             target=str(request.target),
-            inputs=f"{len(self.parts)} parts captured",
+            inputs=f"{len(self.capture.parts)} parts captured",
             recipe=",".join(_recipe(self.parts.values())),
             passes=tuple(merge_records([part.records for part in self.parts.values()])),
             regions=tuple(part.lowered.record for part in self.parts.values()),

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 import fxopt
+import fxopt.api.parts
 from fxopt.api.quality import compare_models
+from fxopt.cost import Latency
 from fxopt.errors import CalibrationError
+from fxopt.frontend import GuardedPart
 from tests.api.conftest import Residual, vary
 
 
@@ -230,6 +233,23 @@ def test_in_parts_where_the_whole_cannot_be_captured(x):
     assert weights < set(model.state_dict())  # the user's names, less the batch norms
     assert "small.weight" in weights
     assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+
+
+@pytest.mark.parametrize("after", [1.0, 1.2])
+def test_parts_that_make_the_whole_slower_are_given_back(after, x, monkeypatch):
+    monkeypatch.setattr(fxopt.api.parts, "_SLOWER", 1.05)
+    times = iter([(Latency((1.0,)), Latency((after,))), (Latency((1.0,)), Latency((1.0,)))])
+    monkeypatch.setattr(fxopt.api.parts, "_latencies", lambda *_: next(times))
+    model = vary(Branching())
+    fast = fxopt.optimize(model, (x,), backends=["eager"])
+    assert fast.report.latency_after == 1.0
+    names = {region.name for region in fast.report.regions}
+    assert names == (set() if after > 1.05 else {"body", "small"})
+    assert any("whole was slower" in note for note in fast.report.notes) == (after > 1.05)
+    with torch.no_grad():
+        assert relative(fast(x), model(x)) < 1e-5
+    assert any(isinstance(each, GuardedPart) for each in fast.modules()) == (after <= 1.05)
+    assert str(fast.report)
 
 
 class OneOfTwo(nn.Module):
