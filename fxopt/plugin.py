@@ -15,7 +15,7 @@ from fxopt.backends import (
     give_back,
     keep_files,
 )
-from fxopt.cost import Roofline, Target, example_size
+from fxopt.cost import Roofline, Target, example_size, multiply_adds
 from fxopt.errors import BackendError, CalibrationError, PassError
 from fxopt.hookspecs import hookimpl
 from fxopt.ir import (
@@ -80,6 +80,7 @@ __all__ = [
     "is_named",
     "is_random",
     "keep_files",
+    "multiply_adds",
     "paged",
     "size_hint",
     "windows",

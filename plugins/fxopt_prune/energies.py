@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.plugin import Program
-from fxopt_prune.select import Scores
+from fxopt_prune.work import Scores
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -13,7 +13,7 @@ from fxopt.plugin import Calibration, CalibrationError, Context, Program
 from fxopt_prune.channels import Group, Side, Structure
 from fxopt_prune.energies import Taken, input_energies
 from fxopt_prune.gradients import backward
-from fxopt_prune.select import Scores
+from fxopt_prune.work import Scores
 
 Importance = Literal["auto", "magnitude", "activation", "gradient", "taylor", "random"]
 

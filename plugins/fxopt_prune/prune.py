@@ -31,6 +31,7 @@ from fxopt_prune.ratios import format_ratios, parse_ratios, step_ratio
 from fxopt_prune.reconstruct import Rows, reconstruct
 from fxopt_prune.select import Amounts, Scope, choose, layer_names, preferred
 from fxopt_prune.shrink import remove
+from fxopt_prune.work import works_of
 
 
 @dataclass
@@ -78,11 +79,13 @@ class Prune(Pass):
             (``gradient``, ``taylor``; of ``fxopt.optimize(training=)`` if that has labels, else a
             measure of how much the outputs change), or any (``random``). ``auto`` is
             ``activation`` where there are calibration data, else ``magnitude``.
-        scope: Whether each layer loses its share (``layer``), or those that matter least anywhere
-            go (``global``).
+        scope: Whether each layer loses its share (``layer``), those that matter least anywhere go
+            (``global``), or those that matter least for the multiply-adds that they take
+            (``work``): then ``ratio`` is the share of the layers' multiply-adds that goes, and
+            narrow layers that many others take lose less than wide ones that one takes.
         layers: Other ratios for the channels that single layers yield: ``name=ratio``, where ``*``
             in the name of a layer or weight matches any text. Layers that are bound together have
-            one ratio, the first that fits. They have no part in ``scope=global``.
+            one ratio, the first that fits. They have no part in the other scopes.
         round_to: Channels left in a layer are a multiple of so many, where there are at least
             twice as many; 0 is what suits the target and the size of the layer.
         reconstruct: Whether the layers that are left are fitted to the outputs that they had, by
@@ -171,7 +174,9 @@ class Prune(Pass):
         all_scores = scores_of(program, structure, context, self.importance)
         multiples = (self.round_to,) if self.round_to else preferred(context.target)
         amounts = Amounts(self.ratio, self._ratios(), multiples)
-        removed = choose(groups, [all_scores[i] for i in allowed], amounts, self.scope)
+        scores = [all_scores[i] for i in allowed]
+        works = works_of(program) if self.scope == "work" else {}
+        removed = choose(groups, scores, amounts, self.scope, works)
         units = [unit for chosen in removed.values() for unit in chosen]
         original, rows = program.clone(), _rows(program, structure, units)
         done = False

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fxopt.plugin import Target
 from fxopt_prune.channels import Group
 from fxopt_prune.ratios import own_ratio
+from fxopt_prune.work import Scores, Spending, Works
 
-Scores = npt.NDArray[np.float64]
-"""The importance of each unit of a group."""
-
-Scope = Literal["layer", "global"]
+Scope = Literal["layer", "global", "work"]
 
 _AMPLE = 4  # steps in a layer: fewer round a share of it too coarsely
 
@@ -45,11 +42,11 @@ class Amounts:
         """How many units stay when so many should: all, or a multiple that suits the hardware."""
         if wanted >= len(group):
             return len(group)
-        step = self._step(group)
+        step = self.step(group)
         rounded = step * max(1, math.floor(wanted / step + 0.5))
         return min(len(group), rounded)
 
-    def _step(self, group: Group) -> int:
+    def step(self, group: Group) -> int:
         """How many units to go by: the best multiple of which there are enough to choose from.
 
         Where even the last one is too large, it is one.
@@ -78,7 +75,11 @@ def preferred(target: Target) -> tuple[int, ...]:
 
 
 def choose(
-    groups: Sequence[Group], scores: Sequence[Scores], amounts: Amounts, scope: Scope
+    groups: Sequence[Group],
+    scores: Sequence[Scores],
+    amounts: Amounts,
+    scope: Scope,
+    works: Works,
 ) -> dict[int, list[int]]:
     """The units to remove, by the number of their group.
 
@@ -87,13 +88,14 @@ def choose(
         scores: The importance of their units.
         amounts: How much goes.
         scope: Whether each group loses its share, or all together, where scores are compared
-            relative to the mean of their group. Groups that ``amounts.layers`` names lose their
-            own share in any case.
+            relative to the mean of their group; or those units go that matter least for their
+            multiply-adds. Groups that ``amounts.layers`` names lose their own share in any case.
+        works: The multiply-adds of weights, for ``work``.
 
     Returns:
         Classes of units; of each group at least one stays.
     """
-    wanted = _wanted(groups, scores, amounts, scope)
+    wanted = _wanted(groups, scores, amounts, scope, works)
     removed = {}
     for i, (group, score) in enumerate(zip(groups, scores, strict=True)):
         count = len(group) - amounts.kept(group, wanted[i])
@@ -103,7 +105,11 @@ def choose(
 
 
 def _wanted(
-    groups: Sequence[Group], scores: Sequence[Scores], amounts: Amounts, scope: Scope
+    groups: Sequence[Group],
+    scores: Sequence[Scores],
+    amounts: Amounts,
+    scope: Scope,
+    works: Works,
 ) -> dict[int, float]:
     """How many units of each group should stay, by its number."""
     ratios = [amounts.own_ratio(group) for group in groups]
@@ -115,6 +121,12 @@ def _wanted(
     if scope == "global":
         together = _kept_together([scores[i] for i in pool], amounts.ratio)
         wanted |= dict(zip(pool, together, strict=True))
+    if scope == "work":
+        spending = Spending(groups, scores, [amounts.step(group) for group in groups], works)
+        for i in set(wanted) - set(pool):
+            spending.keep(i, amounts.kept(groups[i], wanted[i]))
+        spending.spend(pool, amounts.ratio)
+        wanted |= dict(enumerate(spending.kept))
     return wanted
 
 

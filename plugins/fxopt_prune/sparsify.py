@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import mul
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -27,7 +27,6 @@ from fxopt.plugin import (
 from fxopt_prune.between import train_between
 from fxopt_prune.ratios import format_ratios, own_ratio, parse_ratios, step_ratio
 from fxopt_prune.saliency import Saliency, Scores, Weights, saliencies
-from fxopt_prune.select import Scope
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -67,7 +66,7 @@ class Sparsify(Pass):
     threshold: float = 0.0
     pattern: str = "any"
     importance: Saliency = "magnitude"
-    scope: Scope = "layer"
+    scope: Literal["layer", "global"] = "layer"
     layers: tuple[str, ...] = ()
     steps: int = 1
     skip: tuple[str, ...] = ()
