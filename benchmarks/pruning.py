@@ -42,6 +42,7 @@ from fxopt.ir import Program
 from fxopt.passes import Calibration, Context, Pass
 from fxopt.training import Trainer, Training
 from fxopt_prune import Prune
+from fxopt_prune.select import Scope
 from fxopt_recover import Distill, Finetune
 
 NETS = ("fashion_resnet", "fashion_mobilenet")
@@ -124,12 +125,14 @@ def own(
     task: Task, original: Program, aim: float, options: argparse.Namespace, item: Pass
 ) -> Shrunk:
     """Pruned by fxopt, fitted on the calibration data, and trained."""
-    found = shrunk(task, original, aim, options.round_to)
-    kept = kept_in(options, task, aim, f"fxopt_{item.info.name}")
+    found = shrunk(task, original, aim, options.round_to, options.scope)
+    kept = kept_in(options, task, aim, f"fxopt_{options.scope}_{item.info.name}")
     return trained(task, found, item, original, options, kept)
 
 
-def shrunk(task: Task, original: Program, aim: float, round_to: int) -> Shrunk:
+def shrunk(
+    task: Task, original: Program, aim: float, round_to: int, scope: Scope = "layer"
+) -> Shrunk:
     """Pruned by fxopt and fitted on the calibration data."""
     context = Context(
         find_target("cpu"), calibration=Calibration(task.calibration, original.signature)
@@ -137,10 +140,11 @@ def shrunk(task: Task, original: Program, aim: float, round_to: int) -> Shrunk:
 
     def pruned(ratio: float, fit: bool = False) -> Program:
         program = original.clone()
-        Prune(ratio=ratio, reconstruct=fit, round_to=round_to).run(program, context)
+        Prune(ratio, scope=scope, reconstruct=fit, round_to=round_to).run(program, context)
         return program
 
-    ratio = bisected(lambda ratio: work(pruned(ratio)), aim)
+    share = 1 - aim / work(original)
+    ratio = share if scope == "work" else bisected(lambda ratio: work(pruned(ratio)), aim)
     program = pruned(ratio, fit=True)
     return Shrunk(program, score_of(task, pruned(ratio)), score_of(task, program))
 
@@ -229,6 +233,7 @@ def main() -> None:
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--scope", choices=("layer", "work"), default="work", help="of fxopt")
     parser.add_argument(
         "--round-to", type=int, default=0, help="channels, for all; 0 is the default of each"
     )
