@@ -161,7 +161,6 @@ def rival(task: Task, aim: float, options: argparse.Namespace) -> Shrunk:
             task.example,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=ratio,
-            round_to=options.round_to or None,
             ignored_layers=last,
         )
         pruner.step()
@@ -235,7 +234,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scope", choices=("layer", "work"), default="work", help="of fxopt")
     parser.add_argument(
-        "--round-to", type=int, default=0, help="channels, for all; 0 is the default of each"
+        "--round-to", type=int, default=0, help="channels of fxopt's; 0 is its default"
     )
     add_cache(parser)
     options = parser.parse_args()
