@@ -69,7 +69,7 @@ def _own_casts(node: Node) -> _Casts:
     """The casts of arguments that are a part of what a node calls."""
     try:
         return _tried(node, {}, contextlib.nullcontext()).casts
-    except RuntimeError:  # dtypes that only go together under autocast: it fails before any cast
+    except RuntimeError:  # dtypes that go together under autocast alone, whose casts come first
         return []
 
 

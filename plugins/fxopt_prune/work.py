@@ -98,12 +98,19 @@ class Spending:
         self._give_back(pool, limit)
 
     def _give_back(self, pool: Sequence[int], limit: float) -> None:
-        """Returns the last steps of groups, where the multiply-adds allow it."""
-        for index in sorted(pool, key=self._regained, reverse=True):
-            kept = self.kept[index]
-            self.keep(index, min(self._size(index), kept + self._steps[index]))
-            if self.work > limit:
-                self.keep(index, kept)
+        """Returns the last steps of groups, as long as the multiply-adds allow it."""
+        before: list[int] = []
+        while before != self.kept:
+            before = list(self.kept)
+            for index in sorted(pool, key=self._regained, reverse=True):
+                self._step_back(index, limit)
+
+    def _step_back(self, index: int, limit: float) -> None:
+        """Returns a group's last step, if the multiply-adds allow it."""
+        kept = self.kept[index]
+        self.keep(index, min(self._size(index), kept + self._steps[index]))
+        if self.work > limit:
+            self.keep(index, kept)
 
     def _next(self, index: int) -> int:
         """How many units a group has after its next step; 0 after its last."""
