@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from fxopt.cost import find_target
-from fxopt.emit import OptimizedModule, emit, public_name
+from fxopt.emit import SOURCE, OptimizedModule, emit, public_name
 from fxopt.errors import SavingError
 from fxopt.ir import Program
 from fxopt.ir.saving import load_beside, load_program, save_program
@@ -19,7 +22,7 @@ from fxopt.pipeline.isolation.records import assignment_from_json, assignment_to
 from fxopt.registry import default_registry
 from fxopt.report import report_from_json, report_to_json
 
-_SOURCE = "fxopt_source"
+_FILE = "model.fxopt"
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,34 @@ class Source:
     assignment: Assignment
     names: tuple[str, ...]
 
+    def reduce(self, module: OptimizedModule) -> tuple[Any, ...]:
+        """Has ``module`` pickled as the bytes that :func:`save` writes.
+
+        Raises:
+            SavingError: Something in it has no form in a file.
+        """
+        with TemporaryDirectory(prefix="fxopt-") as folder:
+            path = Path(folder, _FILE)
+            save(module, path)
+            return _unpickled, (path.read_bytes(), module.training)
+
+
+def _unpickled(data: bytes, training: bool) -> OptimizedModule:
+    with TemporaryDirectory(prefix="fxopt-") as folder:
+        path = Path(folder, _FILE)
+        path.write_bytes(data)
+        return load(path).train(training)
+
 
 def keep_source(module: OptimizedModule, source: Source) -> OptimizedModule:
     """Keeps with a module what it takes to save it, through copies too."""
-    module.meta[_SOURCE] = source
+    module.meta[SOURCE] = source
     return module
 
 
 def source_of(module: OptimizedModule) -> Source | None:
     """What was kept with a module; None where a part of it is Python."""
-    source = module.meta.get(_SOURCE)
+    source = module.meta.get(SOURCE)
     return source if isinstance(source, Source) else None
 
 

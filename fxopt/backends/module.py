@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from fxopt.backends.fallback import find_fallbacks
 from fxopt.backends.giveback import give_back
 from fxopt.backends.pages import large_pages
 from fxopt.cost import Target
+from fxopt.errors import SavingError
 from fxopt.ir import LeafModule, Program
 
 if TYPE_CHECKING:
@@ -154,6 +155,13 @@ class LoweredModule(LeafModule):
         memo[id(self)] = twin
         twin.check_with(self._check)
         return twin.train(self.training)
+
+    def __reduce__(self) -> NoReturn:
+        raise SavingError(
+            "lowered code cannot be pickled: it fits this process alone",
+            hint="pickle or save the optimized model as a whole; where a part of it stayed Python, "
+            "its state_dict()",
+        )
 
     def extra_repr(self) -> str:
         return f"backend={self._backend.label}"

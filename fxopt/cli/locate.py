@@ -50,6 +50,8 @@ def call(text: str, found: Callable[[], Any]) -> Any:
     """
     try:
         inspect.signature(found).bind()
+    except ValueError:  # a builtin, which says nothing of its arguments
+        pass
     except TypeError as error:
         raise InputError(
             f"{text} cannot be called without arguments: {error}",

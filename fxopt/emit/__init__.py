@@ -2,6 +2,7 @@
 
 from fxopt.emit.optimized import (
     REGION,
+    SOURCE,
     OptimizedModule,
     emit,
     emit_python,
@@ -12,6 +13,7 @@ from fxopt.emit.optimized import (
 
 __all__ = [
     "REGION",
+    "SOURCE",
     "OptimizedModule",
     "emit",
     "emit_python",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from torch import fx, nn
 from torch.fx.graph import PythonCode
@@ -20,9 +20,18 @@ REGION = "fxopt_region"
 PYTHON = "fxopt_python"
 _GUARD = "fxopt_guard"
 _REPORT = "fxopt_report"
+SOURCE = "fxopt_source"
 
 # Modules that fxopt puts around the user's have names that begin so; state_dict leaves them out.
 _OURS = "fxopt_"
+
+
+@runtime_checkable
+class Picklable(Protocol):
+    """What a module was made from, as far as it takes to pickle the module by it."""
+
+    def reduce(self, module: OptimizedModule) -> tuple[Any, ...]:
+        """What ``__reduce__`` of ``module`` returns."""
 
 
 class OptimizedModule(fx.GraphModule):
@@ -62,6 +71,13 @@ class OptimizedModule(fx.GraphModule):
         """The regions that run as lowered code."""
         return [module for module in self.modules() if isinstance(module, LoweredModule)]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # compiled code has no form that other processes could read
+        source = self.meta.get(SOURCE)
+        if isinstance(source, Picklable):
+            return source.reduce(self)
+        return _restored, (*super().__reduce__(), self.meta)
+
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
         """The weights under the user's own names, wherever they live in the graph."""
         state = super().state_dict(*args, prefix=prefix, **kwargs)
@@ -80,6 +96,17 @@ class OptimizedModule(fx.GraphModule):
             if prefix + public_name(key) in state_dict:
                 state_dict[prefix + key] = state_dict.pop(prefix + public_name(key))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _restored(
+    rebuild: Callable[..., fx.GraphModule], parts: tuple[Any, ...], meta: dict[str, Any]
+) -> OptimizedModule:
+    """What was pickled: fx would make a plain GraphModule of it, and forget ``meta``."""
+    plain = rebuild(*parts)
+    module = OptimizedModule(plain, plain.graph, "OptimizedModule")
+    module.training = plain.training
+    module.meta.update(meta)
+    return module
 
 
 def emit(program: Program, names: Sequence[str] = ()) -> OptimizedModule:

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import pickle
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from torch import nn
 import fxopt
 from fxopt.api.saving import Source, keep_source
 from fxopt.cost import find_target
-from fxopt.emit import emit
+from fxopt.emit import OptimizedModule, emit
 from fxopt.errors import BackendError, InputError, SavingError
 from fxopt.frontend import capture_program
 from fxopt.ir.saving.container import read_container, write_container
@@ -136,6 +137,36 @@ def test_what_was_loaded_can_be_saved_again(on_openvino, tmp_path):
     twice = fxopt.load(tmp_path / "two.fxopt")
     assert twice.report == on_openvino.report
     same(twice(**inputs()), on_openvino(**inputs()))
+
+
+def test_pickled_models_are_saved_ones(on_openvino):
+    twin = pickle.loads(pickle.dumps(nn.ModuleDict({"net": on_openvino})))["net"]
+    assert isinstance(twin, OptimizedModule)
+    assert not twin.training
+    assert twin.report == on_openvino.report
+    assert twin.state_dict().keys() == on_openvino.state_dict().keys()
+    same(twin(**inputs()), on_openvino(**inputs()))
+    assert twin.lowered()[0].precisions() == on_openvino.lowered()[0].precisions()
+
+
+def test_training_mode_is_pickled_too(on_openvino):
+    assert pickle.loads(pickle.dumps(copy.deepcopy(on_openvino).train())).training
+
+
+def test_models_that_stayed_python_are_pickled_with_their_report():
+    fast = fxopt.optimize(nn.Linear(3, 3).eval())
+    twin = pickle.loads(pickle.dumps(fast))
+    assert isinstance(twin, OptimizedModule)
+    assert not twin.training
+    assert twin.report == fast.report
+    assert twin.state_dict().keys() == fast.state_dict().keys()
+    x = torch.randn(2, 3)
+    assert torch.equal(twin(x), fast(x))
+
+
+def test_code_that_cannot_be_pickled_says_so(on_openvino):
+    with pytest.raises(SavingError, match="as a whole"):
+        pickle.dumps(on_openvino.lowered()[0])
 
 
 def test_a_copy_shares_no_weight_twice(on_openvino):

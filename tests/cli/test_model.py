@@ -56,6 +56,7 @@ def test_pickled_code_is_not_run(models, tmp_path):
         ("{models}:Nett", "has no 'Nett'.*\n.*Net"),
         ("{models}:number", "is a int, not a torch.nn.Module"),
         ("{models}:loader", "is a list, not a torch.nn.Module"),
+        ("builtins:dict", "is a dict, not a torch.nn.Module"),
     ],
 )
 def test_what_cannot_be_found_is_an_error_of_ours(models, text, message):
