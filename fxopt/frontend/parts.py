@@ -176,6 +176,7 @@ class _Call:
 
     inputs: Inputs
     outputs: list[Any]
+    autocast: bool
 
 
 @dataclass
@@ -231,7 +232,7 @@ class _Search:
             program = capture_program(module, *calls[0].inputs)
             fitting = _check_calls(module, program, calls)
         except CaptureError as error:
-            self.python.append((name, error.what))
+            self.python.append((name, _reason(calls, error)))
             return False
         if fitting < len(calls):
             note = f"fits {fitting} of {len(calls)} recorded calls; the others stay Python"
@@ -241,12 +242,19 @@ class _Search:
         return True
 
 
+def _reason(calls: list[_Call], error: CaptureError) -> str:
+    """Why a part stays Python: one that autocast reaches from outside differs in its dtypes."""
+    if any(call.autocast for call in calls):
+        return f"it is called inside of torch.autocast, by what stays Python ({error.what})"
+    return error.what
+
+
 @contextmanager
 def _recording(module: nn.Module, calls: list[_Call]) -> Iterator[None]:
     """Records calls by hooks; copies, because what is passed around may be written to later."""
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-        calls.append(_Call(_copied((args, kwargs)), []))
+        calls.append(_Call(_copied((args, kwargs)), [], _casts((args, kwargs))))
 
     def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls[-1].outputs.extend(pytree.tree_leaves(_copied(output)))
@@ -261,6 +269,13 @@ def _recording(module: nn.Module, calls: list[_Call]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _casts(inputs: Inputs) -> bool:
+    """Whether autocast is on for the devices of the inputs."""
+    leaves = pytree.tree_leaves(inputs)
+    devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
+    return any(map(torch.is_autocast_enabled, devices))
 
 
 def _copied(tree: Any) -> Any:

@@ -155,6 +155,27 @@ def test_a_part_is_copied_and_pickled_as_itself() -> None:
         assert torch.equal(twin.stem(x), optimized(x))
 
 
+class Casting(nn.Module):
+    """Calls a part inside of autocast, and decides by the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            x = self.stem(x).float()
+        return self.head(x) if x.sum() > -1e9 else x  # type: ignore[no-any-return]
+
+
+def test_a_part_that_autocast_reaches_from_outside_says_so() -> None:
+    partial = capture_parts(Casting().eval(), (randn(3, 4).float(),), {})
+    assert list(partial.parts) == ["head"]
+    ((name, reason),) = partial.python
+    assert name == "stem"
+    assert "inside of torch.autocast" in reason
+
+
 def test_torchscript_inside_of_a_model_stays() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout()))
     model, x = nn.Sequential(scripted, nn.Linear(4, 4)).double().eval(), randn(3, 4)
