@@ -24,6 +24,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -179,7 +180,7 @@ def _rival(task: Task, name: str) -> Contender | None:
     """None where the rival cannot do it, which is told."""
     try:
         predict, on = CALIBRATED[name](task.model, task.calibration)
-        return Contender(predict, _without_gradients(on(task.example)))
+        return Contender(predict, torch.no_grad()(on(task.example)))
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         print(f"  {task.name}: {name}: {type(error).__name__}: {first}", file=sys.stderr)
@@ -241,15 +242,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 
 
 def _on_example(module: Predict, example: Inputs, ran: str = "") -> Contender:
-    return Contender(module, _without_gradients(lambda: module(*example)), ran)
-
-
-def _without_gradients(function: Callable[[], object]) -> Callable[[], object]:
-    def call() -> object:
-        with torch.no_grad():
-            return function()
-
-    return call
+    return Contender(module, torch.no_grad()(partial(module, *example)), ran)
 
 
 def _counts(precisions: dict[str, int]) -> str:

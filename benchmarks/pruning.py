@@ -212,16 +212,11 @@ def latencies(task: Task, programs: dict[str, Program]) -> dict[str, float]:
     calls: dict[str, Callable[[], object]] = {}
     for name, program in programs.items():
         module = emit(program)
-        calls[f"{name}, eager"] = partial(_without_gradients, module, x)
+        calls[f"{name}, eager"] = torch.inference_mode()(partial(module, *x))
         for backend in BACKENDS:
             fast = fxopt.optimize(module, x, passes="cleanup,fold_bn", backends=[backend])
             calls[f"{name}, {backend}"] = partial(fast, *x)
     return {name: latency.median for name, latency in measure(calls, rounds=8, burst=15).items()}
-
-
-def _without_gradients(module: nn.Module, x: Any) -> object:
-    with torch.inference_mode():
-        return module(*x)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,6 @@ from pruning import BACKENDS, captured, latencies, work
 from quiet import quiet
 from tabulate import tabulate
 from tasks import TASKS, Task
-from torch import nn
 
 import fxopt
 from fxopt.cost import find_target
@@ -77,7 +76,7 @@ def optimized(task: Task, keep: float) -> list[Any]:
     chosen = report.regions[0].chosen
     status = {record.name: record.status for record in report.passes}["low_rank"]
     both = report.latency_after + whole.report.latency_after
-    ratio = ratio_of(_on_example(fast, task), _on_example(whole, task), both)
+    ratio = ratio_of(*(torch.no_grad()(partial(net, *task.example)) for net in (fast, whole)), both)
     return [task.name, f"{keep:g}", status, report.latency_before, report.latency_after,
             chosen.backend, ratio]  # fmt: skip
 
@@ -87,14 +86,6 @@ def _optimized(task: Task, passes: str) -> fxopt.OptimizedModule:
     return fxopt.optimize(
         task.model, task.example, passes=passes, calibration=task.calibration, progress=log
     )
-
-
-def _on_example(module: nn.Module, task: Task) -> Callable[[], object]:
-    def call() -> object:
-        with torch.no_grad():
-            return module(*task.example)
-
-    return call
 
 
 def main() -> None:
