@@ -73,7 +73,7 @@ def rows_of(task: Task, fewer: float, options: argparse.Namespace) -> Iterator[l
     for name in options.passes:
         ways[f"fxopt prune, {name}"] = partial(own, task, original, aim, options, PASSES[name])
     found = {name: way() for name, way in ways.items()}
-    times = latencies(task, {name: each.program for name, each in found.items()})
+    times = latencies(task, {name: each.program for name, each in found.items()}, rounds=40)
     for name, each in found.items():
         by_seed = " ".join(f"{score:.2f}" for score in each.trained)
         scores = (each.plain, each.fitted, by_seed, statistics.mean(each.trained))
@@ -206,7 +206,7 @@ def bisected(cost: Callable[[float], float], aim: float) -> float:
     return high
 
 
-def latencies(task: Task, programs: dict[str, Program]) -> dict[str, float]:
+def latencies(task: Task, programs: dict[str, Program], rounds: int = 8) -> dict[str, float]:
     """Medians in milliseconds, eager and on each backend."""
     x = task.example
     calls: dict[str, Callable[[], object]] = {}
@@ -216,7 +216,8 @@ def latencies(task: Task, programs: dict[str, Program]) -> dict[str, float]:
         for backend in BACKENDS:
             fast = fxopt.optimize(module, x, passes="cleanup,fold_bn", backends=[backend])
             calls[f"{name}, {backend}"] = partial(fast, *x)
-    return {name: latency.median for name, latency in measure(calls, rounds=8, burst=15).items()}
+    times = measure(calls, rounds=rounds, burst=15)
+    return {name: latency.median for name, latency in times.items()}
 
 
 def main() -> None:
