@@ -48,7 +48,9 @@ class LowRank(Pass):
             other layers stay.
         method: Of convolutions: fewer outputs that are mixed (``svd``; that of linear layers too),
             a column and a row (``spatial``), both sides and a core (``tucker``), a sum of outer
-            products (``cp``); or ``auto``: of the first three the one that errs least.
+            products (``cp``), kernels for each input and their mixture, which is a depthwise
+            separable layer (``separable``); or ``auto``: of the first three the one that errs
+            least.
         weighted: Whether calibration data are used, where there are some.
         round_to: Ranks are a multiple of so many, where they are at least twice as large.
         skip: Names of layers that stay; ``*`` matches any text.
@@ -111,8 +113,12 @@ class LowRank(Pass):
         return Milder([replace(self, keep=share) for share in shares])
 
     def space(self, program: Program, target: Target) -> dict[str, Sequence[Any]]:
-        """How much stays."""
-        return {"keep": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}
+        """How much stays, and whether convolutions become depthwise separable ones."""
+        space: dict[str, Sequence[Any]] = {"keep": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}
+        leaves: list[Any] = [program.leaf(node) for node in _layers(program)]
+        if any(suits("separable", tuple(leaf.weight.shape)) for leaf in leaves):
+            space["method"] = ["auto", "separable"]
+        return space
 
     def _statistics(
         self, program: Program, context: Context, layers: list[fx.Node]

@@ -207,8 +207,8 @@ class Prune(Pass):
         return Milder([self._times(share) for share in shares])
 
     def space(self, program: Program, target: Target) -> dict[str, Sequence[Any]]:
-        """How much to remove."""
-        return {"ratio": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+        """How much to remove, and of what."""
+        return {"ratio": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "scope": ["layer", "work"]}
 
     def _times(self, share: float) -> Prune:
         layers = {name: round(ratio * share, 4) for name, ratio in self._ratios().items()}
