@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -42,7 +43,7 @@ class _Removed:
         units: How many went.
         total: Of how many that there were at first.
         groups: Of groups.
-        by_group: How many went of each, by its name.
+        by_group: How many went of each, by its name; the halves of a chunk have one.
         fitted: Layers that were fitted, in the last step.
         unseen: Groups that weights decided on, since no data tell what is taken of them.
     """
@@ -50,7 +51,7 @@ class _Removed:
     units: int = 0
     total: int = 0
     groups: int = 0
-    by_group: dict[str, int] = field(default_factory=dict)
+    by_group: Counter[str] = field(default_factory=Counter)
     fitted: int = 0
     unseen: int = 0
 
@@ -59,8 +60,7 @@ class _Removed:
         self.units += later.units
         self.total, self.groups = self.total or later.total, self.groups or later.groups
         self.unseen = max(self.unseen, later.unseen)
-        for name, count in later.by_group.items():
-            self.by_group[name] = self.by_group.get(name, 0) + count
+        self.by_group.update(later.by_group)
         self.fitted = later.fitted
 
 
@@ -148,7 +148,7 @@ class Prune(Pass):
             groups=every.groups,
             fitted=every.fitted,
             unseen=every.unseen,
-            removed=every.by_group,
+            removed=dict(every.by_group),
         )
 
     def _each_step(self) -> list[Prune]:
@@ -191,8 +191,10 @@ class Prune(Pass):
         total = sum(map(len, groups))
         if not done:
             return _Removed(total=total, groups=len(groups))
-        by_group = {groups[i].name: len(chosen) for i, chosen in removed.items() if chosen}
-        return _Removed(len(units), total, len(groups), by_group, fitted, unseen)
+        by_group = Counter[str]()
+        for index, chosen in removed.items():
+            by_group[groups[index].name] += len(chosen)
+        return _Removed(len(units), total, len(groups), +by_group, fitted, unseen)
 
     def _unseen(self, program: Program, groups: Sequence[Group], context: Context) -> int:
         """How many groups data should decide on, and cannot."""

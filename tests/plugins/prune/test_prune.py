@@ -164,6 +164,26 @@ def test_of_a_part_of_a_weight_too_it_is_the_rows_that_make():
     assert result.details["removed"] == {"stem.weight": 4}
 
 
+class Halves(nn.Module):
+    """Two groups of channels that one layer makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(3, 8)
+        self.left, self.right = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        left, right = self.stem(x).chunk(2, dim=1)
+        return self.left(left), self.right(right)
+
+
+@pytest.mark.parametrize("scope", ["layer", "work"])
+def test_groups_of_one_name_count_together(scope):
+    _, result = pruned(case_of(Halves(), random(4, 3)), scope=scope, ratio=0.5, round_to=1)
+    assert result.details["groups"] == 2
+    assert result.details["removed"] == {"stem.weight": result.details["units"]}
+
+
 def test_a_ratio_of_a_layer_whose_channels_stay_is_an_error():
     assert widths(pruned(image_case(8), layers=("5=0",), round_to=1)[0]) == [6]
     with pytest.raises(PassError, match="channels of '5' can go"):
