@@ -13,8 +13,8 @@ from fxopt.testing import check_pass, run_pass
 from fxopt_prune import RemoveZeros
 from fxopt_prune.channels import find_groups
 from fxopt_prune.shrink import zeroed
+from tests.plugins.prune.models import MODELS, case_named
 from tests.plugins.prune.support import case_of, conv, drawn, random
-from tests.plugins.prune.test_channels import MODELS, case_named
 
 
 def squeezed(channels=8):
