@@ -275,7 +275,8 @@ def _casts(inputs: Inputs) -> bool:
     """Whether autocast is on for the devices of the inputs."""
     leaves = pytree.tree_leaves(inputs)
     devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
-    return any(map(torch.is_autocast_enabled, devices))
+    capable = filter(torch.amp.is_autocast_available, devices)  # of others, torch cannot be asked
+    return any(map(torch.is_autocast_enabled, capable))
 
 
 def _copied(tree: Any) -> Any:

@@ -191,10 +191,8 @@ class Prune(Pass):
         total = sum(map(len, groups))
         if not done:
             return _Removed(total=total, groups=len(groups))
-        by_group = Counter[str]()
-        for index, chosen in removed.items():
-            by_group[groups[index].name] += len(chosen)
-        return _Removed(len(units), total, len(groups), +by_group, fitted, unseen)
+        by_group = Counter(groups[i].name for i, chosen in removed.items() for _ in chosen)
+        return _Removed(len(units), total, len(groups), by_group, fitted, unseen)
 
     def _unseen(self, program: Program, groups: Sequence[Group], context: Context) -> int:
         """How many groups data should decide on, and cannot."""

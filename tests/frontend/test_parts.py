@@ -176,6 +176,32 @@ def test_a_part_that_autocast_reaches_from_outside_says_so() -> None:
     assert "inside of torch.autocast" in reason
 
 
+class Described(nn.Module):
+    """A part that takes sizes from a tensor without data, of a device that knows no autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        return self.fc(x) * like.shape[0]  # type: ignore[no-any-return]
+
+
+class Describing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Described()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.part(x, torch.empty(3, device="meta"))
+        return y if y.sum() > -1e9 else x
+
+
+def test_a_part_may_take_tensors_without_data() -> None:
+    partial = capture_parts(Describing().double().eval(), (randn(3, 4),), {})
+    assert list(partial.parts) == ["part"]
+
+
 def test_torchscript_inside_of_a_model_stays() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Dropout()))
     model, x = nn.Sequential(scripted, nn.Linear(4, 4)).double().eval(), randn(3, 4)

@@ -28,7 +28,7 @@ def program():
 def test_all_that_offer_something_are_tried_here():
     original = program()
     passes = default_registry().passes.values()
-    plain = [each for each in passes if not _needed(each)]
+    plain = [each for each in passes if not _without_default(each)]
     assert {each.info.name for each in plain if each().space(original, TARGET)} == set(SEARCHED)
 
 
@@ -67,5 +67,5 @@ def test_without_convolutions_there_is_no_such_choice():
     assert "method" not in default_registry().passes["low_rank"]().space(original, TARGET)
 
 
-def _needed(kind):
+def _without_default(kind):
     return [f for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
