@@ -61,7 +61,7 @@ def default_settings(cls: type[Pass]) -> list[str]:
 def _format_default(field: dataclasses.Field[Any], hints: Mapping[str, Any]) -> str:
     default = _default(field)
     if default is dataclasses.MISSING:
-        return f"<{_type_name(hints[field.name])}>"
+        return f"<{_kind(hints[field.name]).removeprefix('a ')}>"
     return _format_value(default)
 
 
@@ -78,7 +78,7 @@ def make_pass(cls: type[Pass], settings: Mapping[str, Any]) -> Pass:
             raise _unknown(f"setting of {cls.info.name}", key, names)
         if not _fits(value, hints[key]):
             raise SettingError(
-                f"{cls.info.name}: {key}={_format_value(value)} is not a {_type_name(hints[key])}",
+                f"{cls.info.name}: {key}={_format_value(value)} is not {_kind(hints[key])}",
                 hint=_listed(key, value, hints[key]),
             )
     try:
@@ -189,10 +189,19 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
+def _kind(hint: Any) -> str:
+    """What fits a type, in words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin in (typing.Union, types.UnionType):
+        words = [arg for arg in args if typing.get_origin(arg) is typing.Literal]
+        choices = tuple(word for arg in words for word in typing.get_args(arg))
+        others = [_kind(arg) for arg in args if arg not in words]
+        return " or ".join([*others, _kind(typing.Literal[choices])] if choices else others)
+    if hint is None or hint is type(None):
+        return "none"
+    return f"a {hint if args else getattr(hint, '__name__', hint)}"
 
 
 def _unknown(kind: str, name: str, names: list[str]) -> SettingError:

@@ -40,6 +40,7 @@ class Shrink(Pass):
     exact: bool = False
     limit: int | None = None
     sizes: tuple[int, ...] = (1, 2)
+    basis: Literal["svd", "cp"] | Literal["auto"] = "auto"
 
     info = PassInfo(name="shrink", stage="structure", fidelity=Lossy())
 
@@ -117,10 +118,11 @@ def test_nothing_is_no_passes():
         ("shrink{ratio=high}", "shrink: ratio=high", None),
         ("shrink{rank=1.5}", "shrink: rank=1.5", None),
         ("shrink{rank=true}", "shrink: rank=true", None),
-        ("shrink{method=l3}", "one of l1, l2", None),
+        ("shrink{method=l3}", "method=l3 is not one of l1, l2", None),
+        ("shrink{basis=svp}", "basis=svp is not one of svd, cp, auto", None),
         ("shrink{layers=fc}", "shrink: layers=fc", None),
         ("shrink{sizes=[a]}", "shrink: sizes=[a]", None),
-        ("shrink{limit=x}", "shrink: limit=x", None),
+        ("shrink{limit=x}", "shrink: limit=x is not a int or none", None),
         ("shrink{ratio=2}", "ratio has to lie between 0 and 1", None),
         ("shrink{ratio}", "cannot read 'ratio'", "write key=value"),
         ("shrink{prefix=a b}", "cannot read the value 'a b'", "quote texts"),
