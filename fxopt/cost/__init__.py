@@ -2,6 +2,7 @@
 
 from fxopt.cost.arithmetic import example_bytes, example_size, multiply_adds
 from fxopt.cost.measure import Latency, fastest, measure
+from fxopt.cost.memory import memory_left
 from fxopt.cost.roofline import Roofline
 from fxopt.cost.target import Target, find_target
 
@@ -14,5 +15,6 @@ __all__ = [
     "fastest",
     "find_target",
     "measure",
+    "memory_left",
     "multiply_adds",
 ]

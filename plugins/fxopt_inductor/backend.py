@@ -6,6 +6,7 @@ without being asked, or fall back to eager where there is a limit to that.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,7 +136,7 @@ class InductorLowering(Lowering):
         examples = [plain(tensor) for tensor in inputs]
         module = self._module(examples)
         try:
-            with _COMPILING, torch.no_grad(), _code_shown() as shown:
+            with _COMPILING, torch.no_grad(), _forgotten(), _code_shown() as shown:
                 compiled: Compiled = torch._inductor.compile(
                     module, list(examples), options=self._options()
                 )
@@ -193,6 +194,24 @@ class InductorExecutable(Executable):
 def _holds_int8(program: Program) -> bool:
     leaves = (m for m in program.module.modules() if isinstance(m, LeafModule))
     return any(leaf.precision == "int8" for leaf in leaves)
+
+
+@contextmanager
+def _forgotten() -> Iterator[None]:
+    """Lets the modules that Inductor writes go with the code that is called.
+
+    It lists them for as long as the process lives, and they hold the frozen weights.
+    """
+    from torch._inductor.codecache import PyCodeCache
+
+    written = PyCodeCache.modules
+    known = len(written)
+    try:
+        yield
+    finally:
+        for module in written[known:]:
+            sys.modules.pop(module.__name__, None)
+        del written[known:]
 
 
 @contextmanager

@@ -99,6 +99,13 @@ def test_a_backend_that_is_right(trial):
     assert result.build_seconds > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such order")
+def test_where_memory_runs_out_the_worker_goes_first(trial, isolation):
+    trial("is right")
+    order = Path(f"/proc/{worker_of(isolation).pid}/oom_score_adj")
+    assert order.read_text() == "1000\n"
+
+
 @pytest.mark.parametrize(
     ("what", "outcome", "reason"),
     [

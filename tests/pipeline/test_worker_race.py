@@ -33,6 +33,7 @@ def isolation():
 def none_beaten(monkeypatch):
     """On a busy machine, a trial of a tiny net says nothing."""
     monkeypatch.setattr(screen_module, "_CLOSE", 1e9)
+    monkeypatch.setattr(screen_module, "memory_left", lambda: 1.0)
 
 
 @pytest.fixture
@@ -70,6 +71,19 @@ def test_a_race_tells_who_is_faster_and_forgetting_ends_it(isolation, candidates
     assert isolation.holds(slow.key)
     assert isolation.race([quick.key], TARGET, timeout=60).reason.endswith("is lost")
     isolation.forget([slow.key])
+
+
+def test_where_memory_is_short_only_what_is_close_is_kept(isolation, candidates, job, monkeypatch):
+    left = [0.9]
+    monkeypatch.setattr(screen_module, "memory_left", lambda: left[0])
+    first, second = candidates(Bad(), Bad("is slow"))
+    second.note(milliseconds=2.0)
+    for share, kept in ((0.9, True), (0.1, False)):
+        left[0] = share
+        first.note(milliseconds=1.0)
+        screen_module._part_with_beaten([first, second], [], isolation)
+        assert not first.beaten
+        assert second.hopeful is kept
 
 
 def test_what_is_clearly_beaten_is_not_kept(isolation, candidates, job):

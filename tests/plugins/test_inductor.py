@@ -1,5 +1,6 @@
 """The Inductor backend in low precision: int8 and bfloat16, and which kernels its code calls."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -313,3 +314,22 @@ def test_recurrent_layers_compute_in_bfloat16(kind):
     for found, wanted in zip(code(x), expected, strict=True):
         assert found.dtype is torch.float32
         assert 0 < relative(found, wanted) < 0.02
+
+
+@needs_inductor
+@pytest.mark.parametrize("cpp_wrapper", [False, True], ids=["python", "c++"])
+def test_frozen_weights_go_with_the_code(cpp_wrapper):
+    def held():
+        gc.collect()
+        tensors = (t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter))
+        return sum(t.shape == (17, 1031) for t in tensors)
+
+    def run():
+        x = torch.randn(4, 1031)
+        program = capture_program(nn.Linear(1031, 17).eval(), (x,), {})
+        code = compiled(Inductor(cpp_wrapper=cpp_wrapper), program, x)
+        assert relative(code(x)[0], program(x)[0].detach()) < 1e-5
+        return held()
+
+    assert run() > 0
+    assert held() == 0

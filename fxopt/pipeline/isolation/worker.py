@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     requests, answers, alive = map(int, arguments)
     for pipe in (requests, answers, alive):
         os.set_inheritable(pipe, False)  # else a compiler that is still running keeps them open
+    _be_the_first_to_go()
     inbox = Inbox()
     greeting = receive(requests, inbox)
     if greeting is None:
@@ -112,6 +113,12 @@ def _is_closed(pipe: int) -> bool:
     poll = select.poll()
     poll.register(pipe, 0)
     return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+
+def _be_the_first_to_go() -> None:
+    """Where memory runs out, Linux is to end this process and its compilers, not the caller's."""
+    with suppress(OSError):  # other systems have no such file
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _end_group() -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from fxopt.cost import memory_left
 from fxopt.pipeline.isolation import Isolation, Parcel, TrialResult
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
@@ -19,6 +20,11 @@ from fxopt.pipeline.lowering.version import Version
 # A single measurement on a machine that may run at half its speed for seconds says no more than
 # this; the race between those that are left decides the rest, and soon where they differ so much.
 _CLOSE = 4.0
+
+# Weights are packed for each candidate anew. Where so little of the memory is left, more is asked
+# of what is kept: a candidate that is lost by mistake costs less than a worker out of memory.
+_SHORT = 0.4
+_CLOSE_WHERE_SHORT = 1.5
 
 # Building it again here, and again for another batch size, takes the best one so many times as
 # long as its trial at most.
@@ -60,8 +66,9 @@ def _part_with_beaten(
     candidates: Sequence[Candidate], rivals: Sequence[Candidate], isolation: Isolation
 ) -> None:
     """Finds out who is beaten by now: each that the worker keeps takes memory."""
+    close = _CLOSE if memory_left() > _SHORT else min(_CLOSE, _CLOSE_WHERE_SHORT)
     for candidate in candidates:
-        limit = _limit(candidate, [*candidates, *rivals])
+        limit = close * _best(candidate, [*candidates, *rivals])
         candidate.beaten = limit < _milliseconds(candidate) < math.inf
     isolation.forget([candidate.key for candidate in candidates if not candidate.hopeful])
 
@@ -80,13 +87,13 @@ def screen_again(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     screen(lost, job, rivals=candidates)
 
 
-def _limit(candidate: Candidate, others: Sequence[Candidate]) -> float:
-    """Milliseconds beyond which a candidate is beaten by another one of its version.
+def _best(candidate: Candidate, others: Sequence[Candidate]) -> float:
+    """Milliseconds of the best one of a candidate's version.
 
     Which version is worth it is for the race to say.
     """
     right = (c for c in others if c.version is candidate.version and not c.record.reason)
-    return _CLOSE * min(map(_milliseconds, right), default=math.inf)
+    return min(map(_milliseconds, right), default=math.inf)
 
 
 def _try(
