@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fxopt.cost.lead import standing
 from fxopt.cost.steady import steadied
 
 # Worker threads of some runtimes spin for about 200 ms after a call and would slow the next
@@ -60,7 +61,7 @@ def measure(
     *,
     rounds: int = 5,
     burst: int = 5,
-    narrowing: float | None = None,
+    narrowing: bool = False,
     seconds: float | None = None,
     watch: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Latency]:
@@ -74,9 +75,9 @@ def measure(
         candidates: What to call, by name.
         rounds: How often each candidate gets its turn.
         burst: Timed calls a turn; fewer where a call is slow.
-        narrowing: Takes candidates out between rounds, since medians settle: after n rounds, those
-            that are slower than the best one by more than this share, divided by n. The rounds
-            end when one is left. Without it, all get all their turns.
+        narrowing: Whether to take those out between rounds that are slower than the best one by
+            more than chance, and to end when no one is left who may be faster by what matters
+            (:func:`standing`). Without it, all get all their turns.
         seconds: No further round begins once so much time was spent and there were two.
         watch: Is told whose turn begins.
 
@@ -94,12 +95,9 @@ def measure(
             continue
         if seconds is not None and time.monotonic() - start > seconds:
             break
-        if narrowing is not None:
-            times = steadied(turns)
-            medians = {name: statistics.median(times[name]) for name in racing}
-            limit = (1 + narrowing / done) * min(medians.values())
-            racing = [name for name in racing if medians[name] <= limit]
-            if len(racing) == 1:
+        if narrowing:
+            racing, settled = standing(turns, racing)
+            if settled:
                 break
     return {name: Latency(tuple(times)) for name, times in steadied(turns).items()}
 

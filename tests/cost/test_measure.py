@@ -56,14 +56,14 @@ def test_what_is_short_warms_up_for_a_while(monkeypatch, milliseconds, warming):
 
 
 def test_the_closer_to_the_best_the_more_rounds():
-    calls = {"best": taking(1.0), "near": taking(1.07), "behind": taking(1.19), "far": taking(9.0)}
-    found = measure(calls, rounds=12, burst=1, narrowing=0.6)
+    calls = {"best": taking(1.0), "near": taking(1.05), "behind": taking(1.1), "far": taking(9.0)}
+    found = measure(calls, rounds=12, burst=1, narrowing=True)
     rounds = {name: len(latency.milliseconds) for name, latency in found.items()}
-    assert rounds == {"best": 9, "near": 9, "behind": 4, "far": 2}
+    assert rounds == {"best": 4, "near": 4, "behind": 3, "far": 2}
 
 
 def test_one_that_is_left_ends_the_rounds():
-    found = measure({"best": taking(1.0), "far": taking(9.0)}, rounds=12, burst=1, narrowing=0.6)
+    found = measure({"best": taking(1.0), "far": taking(9.0)}, rounds=12, burst=1, narrowing=True)
     assert Counter(len(each.milliseconds) for each in found.values()) == {2: 2}
 
 
@@ -84,5 +84,5 @@ def test_one_bad_turn_takes_nobody_out():
         calls["hiccup"] += 1
         return 50.0 if calls["hiccup"] <= 6 else 0.5
 
-    found = measure({"steady": taking(1.0), "hiccup": hiccup}, rounds=12, burst=4, narrowing=9.0)
+    found = measure({"steady": taking(1.0), "hiccup": hiccup}, rounds=12, burst=4, narrowing=True)
     assert len(found["hiccup"].milliseconds) > 4

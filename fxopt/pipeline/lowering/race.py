@@ -17,7 +17,6 @@ _ORIGINAL = "original"
 # Candidates that come close to each other get more turns than those that are clearly behind. On a
 # virtual machine a turn is off by 12 %, however long it is: only more of them tell who is faster.
 _ROUNDS = 16
-_NARROWING = 0.6
 _SECONDS = 20.0
 
 # Where there is nothing to choose, timings are for the report alone.
@@ -56,7 +55,7 @@ def _measured(
     calls: Mapping[str, Callable[[], object]], seconds: float, watch: Callable[[str], None]
 ) -> dict[str, Latency]:
     with torch.no_grad():
-        return measure(calls, rounds=_ROUNDS, narrowing=_NARROWING, seconds=seconds, watch=watch)
+        return measure(calls, rounds=_ROUNDS, narrowing=True, seconds=seconds, watch=watch)
 
 
 def race_late(
@@ -108,7 +107,7 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
         job.target,
         timeout=PATIENCE_SECONDS,
         rounds=_ROUNDS,
-        narrowing=_NARROWING,
+        narrowing=True,
         seconds=seconds,
     )
     for candidate in kept:
