@@ -31,12 +31,13 @@ from fxopt.plugin import (
 )
 from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
+from fxopt_inductor.linears import as_convolutions, lives_by_linears
 from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
 from fxopt_inductor.toolchain import knows_instructions, missing_toolchain
 
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
 Precision = Literal["f32", "bf16"]
-Products = Literal["library", "template", "autotune"]
+Products = Literal["library", "convolution", "template", "autotune"]
 
 # What a call from C++ saves against one from Python (torch.compile of resnet50 in bfloat16: 1.4 ms
 # of 25.3 in 122 calls); what share of the latency is worth a build.
@@ -47,6 +48,7 @@ _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
 _LOW = {"bf16", "int4"}  # what computes on bfloat16
 _PRODUCTS: dict[str, dict[str, Any]] = {
     "library": {},
+    "convolution": {},
     "template": {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"},
     "autotune": {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"},
 }
@@ -64,9 +66,10 @@ class Inductor(Backend):
 
     Attributes:
         precision: Of convolutions, matrix products and attention that are not in int8.
-        products: Who computes int8 matrix products: oneDNN (``library``); code that Inductor
-            writes, in which they fuse with all that follows (``template``); or whichever of both
-            is faster in a trial of each (``autotune``), which also tries the float ones.
+        products: Who computes matrix products: MKL in float32 and else oneDNN (``library``); oneDNN
+            also linear layers in float32 (``convolution``); in int8 code that Inductor writes, in
+            which they fuse with all that follows (``template``); or whichever of both is faster
+            in a trial of each (``autotune``), which also tries the float ones.
         cpp_wrapper: Whether the code that calls the kernels is C++, which calls faster than
             Python and takes longer to compile.
     """
@@ -109,8 +112,15 @@ class Inductor(Backend):
         calls = sum(node.op.startswith("call_") for node in program.nodes)
         calling = replace(self, cpp_wrapper=True)
         faster_calls = (calling,) if calls * _CALL_MS > _WORTH * milliseconds else ()
-        products = (replace(calling, products="template"),) if _holds_int8(program) else ()
-        return faster_calls + products
+        if _holds_int8(program):
+            return (*faster_calls, replace(calling, products="template"))
+        if (
+            self.precision == "f32"
+            and torch.backends.mkl.is_available()
+            and lives_by_linears(program)
+        ):
+            return (*faster_calls, replace(self, products="convolution"))
+        return faster_calls
 
     def unavailable(self) -> str | None:
         return missing_toolchain()
@@ -146,6 +156,8 @@ class InductorLowering(Lowering):
 
     def _module(self, examples: Tensors) -> fx.GraphModule:
         module = flat_module(self._program, examples)
+        if self._settings.products == "convolution":
+            return as_convolutions(module)
         bf16, quantized = self._settings.precision == "bf16", is_quantized(module)
         if not bf16 and not quantized:
             return module

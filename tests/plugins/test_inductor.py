@@ -15,7 +15,8 @@ from fxopt.passes import Calibration, Context
 from fxopt.plugin import Kernel
 from fxopt_inductor import Inductor
 from fxopt_inductor.flat import flat_module
-from fxopt_inductor.kernels import read_kernels
+from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
+from fxopt_inductor.linears import as_convolutions, lives_by_linears
 from fxopt_inductor.lowp import Form, heavy_kernels, missing_operators, rewrite
 from fxopt_quantize import Quantize
 from tests.building import image, small_cnn
@@ -333,3 +334,50 @@ def test_frozen_weights_go_with_the_code(cpp_wrapper):
 
     assert run() > 0
     assert held() == 0
+
+
+class Mixer(nn.Module):
+    """Linear layers with and without biases and activations, and one whose weight is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(24, 48)
+        self.second = nn.Linear(48, 24, bias=False)
+
+    def forward(self, x):
+        x = x + self.second(nn.functional.gelu(self.first(x)))
+        return nn.functional.linear(x, x[0])
+
+
+@needs_inductor
+def test_linear_layers_run_as_convolutions():
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 24)
+    program = capture_program(Mixer().eval(), (x,), {})
+    code = compiled(Inductor(products="convolution"), program, x)
+    with torch.no_grad():
+        assert relative(code(x)[0], program(x)[0]) < 1e-6
+    layers = {k.name: (k.kind, k.precision) for k in code.kernels() if k.kind in HEAVY_KINDS}
+    assert layers["first"] == layers["second"] == ("Convolution", "f32")
+    assert code.code.count("_convolution_pointwise") >= 2
+
+
+@pytest.mark.parametrize("leading", [(), (5,), (2, 3), (2, 3, 4)])
+def test_the_rewritten_module_gives_the_same(leading):
+    x = torch.randn(*leading, 24)
+    layer = capture_program(nn.Linear(24, 9).eval(), (x,), {})
+    module = as_convolutions(flat_module(layer, (x,)))
+    assert [n.target for n in module.graph.nodes if n.target is torch.ops.aten.linear.default] == []
+    with torch.no_grad():
+        assert relative(module(x)[0], layer(x)[0]) < 1e-6
+    assert lives_by_linears(layer)
+
+
+def test_float_programs_of_linear_layers_are_also_tried_on_onednn():
+    x = torch.randn(2, 7, 24)
+    program = capture_program(Mixer().eval(), (x,), {})
+    found = [each.label for each in Inductor().tunings(program, (x,), CPU, milliseconds=9.0)]
+    has_mkl = torch.backends.mkl.is_available()
+    assert found == (["inductor convolution"] if has_mkl else [])
+    assert Inductor(precision="bf16").tunings(program, (x,), CPU, milliseconds=9.0) == ()
+    assert Inductor().tunings(small_cnn(), (image(),), CPU, milliseconds=9.0) == ()
