@@ -156,11 +156,10 @@ class InductorLowering(Lowering):
 
     def _module(self, examples: Tensors) -> fx.GraphModule:
         module = flat_module(self._program, examples)
-        if self._settings.products == "convolution":
-            return as_convolutions(module)
         bf16, quantized = self._settings.precision == "bf16", is_quantized(module)
         if not bf16 and not quantized:
-            return module
+            convolve = self._settings.products == "convolution"
+            return as_convolutions(module) if convolve else module
         if quantized and (missing := missing_operators()):
             raise BackendError(missing)
         rewritten = rewrite(module, Form(compiled=True, bf16=bf16))

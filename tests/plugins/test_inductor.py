@@ -93,8 +93,8 @@ LAYERS = ["stem", "expand", "depthwise", "project", "head"]
 @needs_int8
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"cpp_wrapper": True}, {"products": "template"}],
-    ids=["python", "c++", "template"],
+    [{}, {"cpp_wrapper": True}, {"products": "template"}, {"products": "convolution"}],
+    ids=["python", "c++", "template", "convolution"],
 )
 def test_quantized_layers_run_in_int8(net, settings):
     program, x, expected = net
@@ -105,8 +105,9 @@ def test_quantized_layers_run_in_int8(net, settings):
     assert code.precisions() == {"int8": 5}
     assert find_fallbacks(program, code.kernels()) == ()
     products = code.code.count("= torch.ops.onednn.qlinear_pointwise")
-    assert products == (3 if not settings else 0)
-    if "products" in settings:
+    python, template = "cpp_wrapper" not in settings, settings.get("products") == "template"
+    assert products == (3 if python and not template else 0)
+    if template:
         fused = [k for k in code.kernels() if "qlinear" in k.name]
         assert not fused  # each was matched with its layer
 
