@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -51,7 +51,7 @@ class OneDNN(Backend):
     ) -> Sequence[Backend]:
         """The same operators called from compiled code, with what lies between them fused."""
         compiled = Inductor(cpp_wrapper=True)
-        return (compiled, replace(compiled, products="template"))
+        return (compiled, *compiled.templates(target))
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> Lowering:
         """Nothing is translated before sizes are known."""

@@ -1,6 +1,7 @@
 """Int8 with torch alone: each pattern against the float simulation, then whole nets."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from fxopt.errors import BackendError
 from fxopt.frontend import capture_program
 from fxopt.passes import Calibration, Context
 from fxopt_fold_bn import FoldBN
-from fxopt_inductor import OneDNN
+from fxopt_inductor import Inductor, OneDNN
 from fxopt_inductor.flat import flat_module
 from fxopt_inductor.lowp import Form, heavy_kernels, rewrite
 from fxopt_quantize import Quantize
@@ -478,11 +479,30 @@ def test_a_float_program_is_refused():
         compiled(program, torch.randn(2, 4))
 
 
+@pytest.mark.parametrize(
+    ("features", "fast"),
+    [
+        (("avx2",), False),
+        (("avx2", "avx_vnni"), False),
+        (("avx2", "avx512f", "avx512_vnni"), True),
+        (("avx512f", "amx_int8"), True),
+    ],
+)
+def test_products_of_inductors_own_are_tried_where_it_writes_fast_ones(features, fast):
+    b = Builder(conv=qconv(nn.Conv2d(4, 8, 3)), rounding=FakeQuantize(0.02, 128))
+    program = b.program(b.call("conv", b.call("rounding", b.input("x", 2, 4, 8, 8))))
+    target, x = replace(CPU, features=features), torch.randn(2, 4, 8, 8)
+    for backend in (OneDNN(), Inductor()):
+        found = [each.label for each in backend.tunings(program, (x,), target, milliseconds=1.0)]
+        assert ("inductor template c++" in found) == fast
+
+
 def test_where_it_wins_compiled_calls_of_the_same_operators_are_tried():
     b = Builder(conv=qconv(nn.Conv2d(4, 8, 3)), rounding=FakeQuantize(0.02, 128))
     program = b.program(b.call("conv", b.call("rounding", b.input("x", 2, 4, 8, 8))))
     x = torch.randn(2, 4, 8, 8)
-    found = OneDNN().tunings(program, (x,), CPU, milliseconds=1.0)
+    vnni = replace(CPU, features=("avx2", "avx512f", "avx512_vnni"))
+    found = OneDNN().tunings(program, (x,), vnni, milliseconds=1.0)
     assert [each.label for each in found] == ["inductor c++", "inductor template c++"]
     for backend in found:
         if backend.unavailable() is None:
