@@ -134,7 +134,7 @@ class Inductor(Backend):
         return missing_toolchain()
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> Lowering:
-        return InductorLowering(program, self)
+        return InductorLowering(program, self, _reads_bytes(target))
 
 
 class InductorLowering(Lowering):
@@ -143,11 +143,13 @@ class InductorLowering(Lowering):
     Args:
         program: What to compile.
         settings: How.
+        reads_bytes: Whether code that Inductor writes reads uint8 as fast as float32.
     """
 
-    def __init__(self, program: Program, settings: Inductor) -> None:
+    def __init__(self, program: Program, settings: Inductor, reads_bytes: bool) -> None:
         self._program = program
         self._settings = settings
+        self._reads_bytes = reads_bytes
 
     def compile(self, inputs: Tensors) -> Executable:
         # Detached and dense, as later inputs will be; else their strides would become the code's.
@@ -170,7 +172,8 @@ class InductorLowering(Lowering):
             return as_convolutions(module) if convolve else module
         if quantized and (missing := missing_operators()):
             raise BackendError(missing)
-        rewritten = rewrite(module, Form(compiled=True, bf16=bf16))
+        form = Form(compiled=True, bf16=bf16, reads_bytes=self._reads_bytes)
+        rewritten = rewrite(module, form)
         kernels = heavy_kernels(rewritten).values()
         if bf16 and not any(kernel.precision in _LOW for kernel in kernels):
             raise BackendError("no heavy operation is left for bfloat16")
@@ -208,6 +211,15 @@ class InductorExecutable(Executable):
     def precisions(self) -> Counter[str]:
         heavy = (kernel for kernel in self.kernels() if kernel.kind in HEAVY_KINDS)
         return Counter(kernel.precision for kernel in heavy)
+
+
+def _reads_bytes(target: Target) -> bool:
+    """Whether it loads eight or sixteen of them at once.
+
+    On AVX2, Inductor's vectors of bytes are filled through the stack, and each load waits for the
+    store before it: adding two tensors of bytes took five times as long as one of floats.
+    """
+    return "avx2" not in target.features or "avx512f" in target.features
 
 
 def _holds_int8(program: Program) -> bool:

@@ -67,13 +67,15 @@ def conversions(executable):
 
 
 def check(program, *inputs, step=0.0, share=1.0):
-    """Runs both forms; outputs may differ by ``step``, and by more than rounding in few places."""
+    """Runs all forms; outputs may differ by ``step``, and by more than rounding in few places."""
     torch.manual_seed(1)
     executable = compiled(program, *inputs)
     with torch.no_grad():
         expected = program(*inputs)
-        again = rewrite(flat_module(program, inputs), Form(compiled=True))(*inputs)
-    for outputs in (executable(*inputs), again):
+        flat = flat_module(program, inputs)
+        forms = [Form(compiled=True), Form(compiled=True, reads_bytes=False)]
+        again = [rewrite(flat, form)(*inputs) for form in forms]
+    for outputs in (executable(*inputs), *again):
         for output, wanted in zip(outputs, expected, strict=True):
             difference = (output - wanted).abs()
             rounding = 1e-5 * float(wanted.abs().max()) + 1e-6
@@ -477,6 +479,67 @@ def test_a_float_program_is_refused():
     program = b.program(b.call("fc", b.input("x", 2, 4)))
     with pytest.raises(BackendError, match="no layer of the program is quantized"):
         compiled(program, torch.randn(2, 4))
+
+
+def block():
+    """What a residual block adds and pools: both take what layers take, too."""
+    b = Builder(
+        into=FakeQuantize(0.02, 128),
+        first=qconv(nn.Conv2d(4, 8, 1)),
+        middle=FakeQuantize(0.01, 128),
+        second=qconv(nn.Conv2d(8, 8, 3, padding=1)),
+        other=FakeQuantize(0.01, 128),
+        out=FakeQuantize(0.02, 0),
+        last=qconv(nn.Conv2d(8, 4, 1)),
+    )
+    shortcut = b.call("middle", b.call("first", b.call("into", b.input("x", 2, 4, 6, 6))))
+    branch = b.call("other", b.call("second", shortcut))
+    rounded = b.call("out", b.call(aten.relu.default, b.call(aten.add.Tensor, shortcut, branch)))
+    pooled = b.call(aten.mean.dim, rounded, [2, 3], True)
+    return b.program(b.call("last", rounded), pooled)
+
+
+def casts_from_bytes(module):
+    casts = module.graph.find_nodes(op="call_function", target=aten._to_copy.default)
+    return [node for node in casts if node.kwargs["dtype"] is torch.float32]
+
+
+def test_where_reading_bytes_is_slow_only_layers_are_given_them():
+    program, x = block(), torch.randn(2, 4, 6, 6)
+    with torch.no_grad():
+        expected = program(x)
+    for reads_bytes in (True, False):
+        form = Form(compiled=True, reads_bytes=reads_bytes)
+        module = rewrite(flat_module(program, (x,)), form)
+        assert bool(casts_from_bytes(module)) == reads_bytes
+        kernels = heavy_kernels(module).values()
+        assert [kernel.precision for kernel in kernels] == ["int8"] * 3
+        for output, wanted in zip(module(x), expected, strict=True):
+            assert float(((output - wanted).abs() < 1e-5).float().mean()) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("features", "fast"),
+    [(("avx2",), False), (("avx2", "avx_vnni"), False), (("avx2", "avx512f"), True), ((), True)],
+)
+def test_inductor_reads_bytes_slowly_on_avx2(features, fast, monkeypatch):
+    forms = []
+
+    def noted(module, form):
+        forms.append(form)
+        return rewrite(module, form)
+
+    monkeypatch.setattr("fxopt_inductor.backend.rewrite", noted)
+    program, x = block(), torch.randn(2, 4, 6, 6)
+    target = replace(CPU, features=features)
+    if (reason := Inductor().unavailable()) is not None:
+        pytest.skip(reason)
+    code = Inductor().lower(program, (x,), target).compile((x,))
+    assert [form.reads_bytes for form in forms] == [fast]
+    with torch.no_grad():
+        expected = program(x)
+    for output, wanted in zip(code(x), expected, strict=True):
+        assert float((output - wanted).abs().max()) <= 0.021
 
 
 @pytest.mark.parametrize(

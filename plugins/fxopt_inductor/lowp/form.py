@@ -16,7 +16,10 @@ class Form:
             a row for each pixel, which cost it nothing to make.
         bf16: Whether heavy operations without int8 kernels compute in bfloat16. Those with weights
             of four bits do in any case where no compiler comes next: it can unpack the weights.
+        reads_bytes: Whether code that the compiler writes reads uint8 as fast as float32. If not,
+            layers give float32 to all but layers, which it rounds and stores as uint8 for those.
     """
 
     compiled: bool
     bf16: bool = False
+    reads_bytes: bool = True

@@ -49,7 +49,7 @@ class _Rewriter:
     def __init__(self, module: fx.GraphModule, form: Form) -> None:
         self._module = module
         self._form = form
-        self._writer = Writer()
+        self._writer = Writer(form.reads_bytes)
         self._values: dict[fx.Node, Value] = {}
         self._sums: dict[fx.Node, tuple[Layer, Sum]] = {}
         self._grids: dict[fx.Node, AnyGrid | None] = {}
@@ -84,6 +84,22 @@ class _Rewriter:
             self._grids[node] = None if useless else grid_of(self._module, node)
         return self._grids[node]
 
+    def _stored_grid(self, node: fx.Node) -> AnyGrid | None:
+        """Its grid, if a layer is to round to that itself: what it stores will not be read slowly.
+
+        Where codes are only moved, it is taken that a layer comes next.
+        """
+        grid = self._grid_of(node)
+        if grid is None or self._form.reads_bytes:
+            return grid
+        return grid if all(self._takes_codes(user) for user in node.users) else None
+
+    def _takes_codes(self, node: fx.Node) -> bool:
+        if node.op != "call_function":
+            return False
+        is_moving = bool(moved(node)) and works_on_codes(node, self._form.compiled)
+        return is_moving or quant_layer(self._module, node) is not None
+
     def _full(self, node: fx.Node) -> fx.Node:
         return self._values[node].as_full(self._writer)
 
@@ -117,7 +133,7 @@ class _Rewriter:
         if value.grid is None or not _fits(layer, value.grid):
             return False
         codes, shape = value.as_codes(self._writer, value.grid), source.meta["val"].shape
-        tail = find_tail(node, layer, self._grid_of)
+        tail = find_tail(node, layer, self._stored_grid)
         found = None if self._form.compiled else find_sum(tail, self._grid_of)
         if found is not None and found.add not in self._sums and layer.dims in (0, 2):
             whole = Layer.of(layer, codes, shape, value.grid)

@@ -76,10 +76,18 @@ def quantize(writer: Writer, full: fx.Node, grid: AnyGrid) -> fx.Node:
 def dequantize(writer: Writer, codes: fx.Node, grid: AnyGrid | None) -> fx.Node:
     """The float32 values that codes stand for."""
     assert grid is not None
-    full = writer.call(aten._to_copy.default, codes, dtype=torch.float32, name="dequantize")
+    if not writer.reads_bytes and _is_rounded_here(codes):
+        full = codes.args[0]
+    else:
+        full = writer.call(aten._to_copy.default, codes, dtype=torch.float32, name="dequantize")
     if grid.zero_point:
         full = writer.call(aten.sub.Tensor, full, float(grid.zero_point))
     if isinstance(grid, ChannelGrid):
         scales = writer.constant("scales", grid.broadcast(grid.scales))
         return writer.call(aten.mul.Tensor, full, scales)
     return writer.call(aten.mul.Tensor, full, grid.scale)
+
+
+def _is_rounded_here(codes: fx.Node) -> bool:
+    """Whether they are what :func:`quantize` gives: behind it stands the same in float32."""
+    return codes.target is aten._to_copy.default and codes.kwargs.get("dtype") is torch.uint8

@@ -16,9 +16,14 @@ KERNEL = "fxopt_kernel"
 
 
 class Writer:
-    """A graph in the making and the module that holds its constants."""
+    """A graph in the making and the module that holds its constants.
 
-    def __init__(self) -> None:
+    Args:
+        reads_bytes: As of :class:`fxopt_inductor.lowp.Form`.
+    """
+
+    def __init__(self, reads_bytes: bool = True) -> None:
+        self.reads_bytes = reads_bytes
         self._root = nn.Module()
         self.graph = fx.Graph()
 
