@@ -15,7 +15,7 @@ from fxopt.errors import BackendError
 from fxopt.frontend import capture_program
 from fxopt.passes import Calibration, Context
 from fxopt_fold_bn import FoldBN
-from fxopt_inductor import Inductor, OneDNN
+from fxopt_inductor import OneDNN
 from fxopt_inductor.flat import flat_module
 from fxopt_inductor.lowp import Form, heavy_kernels, rewrite
 from fxopt_quantize import Quantize
@@ -23,12 +23,11 @@ from fxopt_quantize.formats import safe
 from fxopt_quantize.modules import (
     FakeQuantize,
     FakeQuantizePerChannel,
-    QuantConv,
     QuantConvTranspose,
-    QuantLinear,
 )
 from fxopt_quantize.weights import quantize_weight
 from tests.building import Builder, aten
+from tests.plugins.int8 import qconv, qlinear
 
 CPU = find_target("cpu")
 onednn = torch.ops.onednn
@@ -39,14 +38,6 @@ pytestmark = pytest.mark.skipif(OneDNN().unavailable() is not None, reason="torc
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-def qconv(conv):
-    return QuantConv(conv, quantize_weight(conv.weight, 0, safe(CPU)))
-
-
-def qlinear(linear):
-    return QuantLinear(quantize_weight(linear.weight, 0, safe(CPU)), linear.bias)
 
 
 def compiled(program, *inputs):
@@ -479,85 +470,6 @@ def test_a_float_program_is_refused():
     program = b.program(b.call("fc", b.input("x", 2, 4)))
     with pytest.raises(BackendError, match="no layer of the program is quantized"):
         compiled(program, torch.randn(2, 4))
-
-
-def block():
-    """What a residual block adds and pools: both take what layers take, too."""
-    b = Builder(
-        into=FakeQuantize(0.02, 128),
-        first=qconv(nn.Conv2d(4, 8, 1)),
-        middle=FakeQuantize(0.01, 128),
-        second=qconv(nn.Conv2d(8, 8, 3, padding=1)),
-        other=FakeQuantize(0.01, 128),
-        out=FakeQuantize(0.02, 0),
-        last=qconv(nn.Conv2d(8, 4, 1)),
-    )
-    shortcut = b.call("middle", b.call("first", b.call("into", b.input("x", 2, 4, 6, 6))))
-    branch = b.call("other", b.call("second", shortcut))
-    rounded = b.call("out", b.call(aten.relu.default, b.call(aten.add.Tensor, shortcut, branch)))
-    pooled = b.call(aten.mean.dim, rounded, [2, 3], True)
-    return b.program(b.call("last", rounded), pooled)
-
-
-def casts_from_bytes(module):
-    casts = module.graph.find_nodes(op="call_function", target=aten._to_copy.default)
-    return [node for node in casts if node.kwargs["dtype"] is torch.float32]
-
-
-def test_where_reading_bytes_is_slow_only_layers_are_given_them():
-    program, x = block(), torch.randn(2, 4, 6, 6)
-    with torch.no_grad():
-        expected = program(x)
-    for reads_bytes in (True, False):
-        form = Form(compiled=True, reads_bytes=reads_bytes)
-        module = rewrite(flat_module(program, (x,)), form)
-        assert bool(casts_from_bytes(module)) == reads_bytes
-        kernels = heavy_kernels(module).values()
-        assert [kernel.precision for kernel in kernels] == ["int8"] * 3
-        for output, wanted in zip(module(x), expected, strict=True):
-            assert float(((output - wanted).abs() < 1e-5).float().mean()) > 0.95
-
-
-@pytest.mark.parametrize(
-    ("features", "fast"),
-    [(("avx2",), False), (("avx2", "avx_vnni"), False), (("avx2", "avx512f"), True), ((), True)],
-)
-def test_inductor_reads_bytes_slowly_on_avx2(features, fast, monkeypatch):
-    forms = []
-
-    def noted(module, form):
-        forms.append(form)
-        return rewrite(module, form)
-
-    monkeypatch.setattr("fxopt_inductor.backend.rewrite", noted)
-    program, x = block(), torch.randn(2, 4, 6, 6)
-    target = replace(CPU, features=features)
-    if (reason := Inductor().unavailable()) is not None:
-        pytest.skip(reason)
-    code = Inductor().lower(program, (x,), target).compile((x,))
-    assert [form.reads_bytes for form in forms] == [fast]
-    with torch.no_grad():
-        expected = program(x)
-    for output, wanted in zip(code(x), expected, strict=True):
-        assert float((output - wanted).abs().max()) <= 0.021
-
-
-@pytest.mark.parametrize(
-    ("features", "fast"),
-    [
-        (("avx2",), False),
-        (("avx2", "avx_vnni"), False),
-        (("avx2", "avx512f", "avx512_vnni"), True),
-        (("avx512f", "amx_int8"), True),
-    ],
-)
-def test_products_of_inductors_own_are_tried_where_it_writes_fast_ones(features, fast):
-    b = Builder(conv=qconv(nn.Conv2d(4, 8, 3)), rounding=FakeQuantize(0.02, 128))
-    program = b.program(b.call("conv", b.call("rounding", b.input("x", 2, 4, 8, 8))))
-    target, x = replace(CPU, features=features), torch.randn(2, 4, 8, 8)
-    for backend in (OneDNN(), Inductor()):
-        found = [each.label for each in backend.tunings(program, (x,), target, milliseconds=1.0)]
-        assert ("inductor template c++" in found) == fast
 
 
 def test_where_it_wins_compiled_calls_of_the_same_operators_are_tried():

@@ -92,13 +92,15 @@ class _Rewriter:
         grid = self._grid_of(node)
         if grid is None or self._form.reads_bytes:
             return grid
-        return grid if all(self._takes_codes(user) for user in node.users) else None
+        return grid if all(self._takes_codes(user, grid) for user in node.users) else None
 
-    def _takes_codes(self, node: fx.Node) -> bool:
+    def _takes_codes(self, node: fx.Node, grid: AnyGrid) -> bool:
         if node.op != "call_function":
             return False
-        is_moving = bool(moved(node)) and works_on_codes(node, self._form.compiled)
-        return is_moving or quant_layer(self._module, node) is not None
+        if moved(node):
+            return works_on_codes(node, self._form.compiled)
+        layer = quant_layer(self._module, node)
+        return layer is not None and _fits(layer, grid)
 
     def _full(self, node: fx.Node) -> fx.Node:
         return self._values[node].as_full(self._writer)

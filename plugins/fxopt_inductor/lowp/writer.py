@@ -22,7 +22,7 @@ class Writer:
         reads_bytes: As of :class:`fxopt_inductor.lowp.Form`.
     """
 
-    def __init__(self, reads_bytes: bool = True) -> None:
+    def __init__(self, reads_bytes: bool) -> None:
         self.reads_bytes = reads_bytes
         self._root = nn.Module()
         self.graph = fx.Graph()
