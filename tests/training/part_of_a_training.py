@@ -1,7 +1,7 @@
-"""Trains a small net, in one process or as one of several, and saves what comes out.
+"""Trains small nets, in one process or as one of several, and saves what comes out of each.
 
 Usage:
-    torchrun --standalone --nproc_per_node 2 part_of_a_training.py FOLDER CASE
+    torchrun --standalone --nproc_per_node 2 part_of_a_training.py FOLDER CASE...
 """
 
 import atexit
@@ -50,9 +50,16 @@ def note_connection(path):
 
 
 def main():
-    folder, case = Path(sys.argv[1]), sys.argv[2]
+    folder, cases = Path(sys.argv[1]), sys.argv[2:]
     rank = os.environ.get("RANK", "alone")
     atexit.register(note_connection, folder / f"{rank}.connected")  # runs after later ones
+    for case in cases:
+        found = train(case, rank, folder)
+        once = folder / f"{case}.{rank}.pt"
+        torch.save(found, folder / f"{case} again.{rank}.pt" if once.exists() else once)
+
+
+def train(case, rank, folder):
     data = shuffled(45 if case == "uneven" else 48)  # two processes cannot halve 5 rows
     rows = []
 
@@ -76,7 +83,7 @@ def main():
         deadline=(0.0 if rank == "1" else 1e12) if case == "late" else None,
         progress=lines.append,
     ).train(program)
-    found = {
+    return {
         "weights": program.module.state_dict(),
         "losses": trained.losses,
         "stopped": trained.stopped,
@@ -84,7 +91,6 @@ def main():
         "lines": lines,
         "masks": masks,
     }
-    torch.save(found, folder / f"{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ class Both(nn.Module):
     ids=lambda value: value if isinstance(value, str) else type(value).__name__.lower(),
 )
 def test_others_compute_in_float_and_say_so(kind, x, backend):
-    tagger = tagger_of(kind)
+    tagger, x = tagger_of(kind), x[:, :2]  # each step takes Inductor seconds
     if (reason := backend.unavailable()) is not None:
         pytest.skip(reason)
     program, _ = dynamic(tagger, x, skip=("head",))
