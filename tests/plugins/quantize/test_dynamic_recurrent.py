@@ -187,12 +187,13 @@ def test_onnxruntime_computes_it_in_int8(tagger, x):
     if (reason := backend.unavailable()) is not None:
         pytest.skip(reason)
     program, _ = dynamic(tagger, x, skip=("head",))
-    code = backend.lower(program, (x,), CPU).compile((x,))
+    lowering = backend.lower(program, (x,), CPU)
+    code = lowering.compile((x,))
     assert [k.precision for k in code.kernels() if k.kind == "RNNSeq"] == ["int8"] * 4
     assert find_fallbacks(program, code.kernels()) == ()
     for batch in (1, 2, 7):
         x = torch.randn(batch, 5, 24)
-        code = backend.lower(program, (x,), CPU).compile((x,))
+        code = lowering.compile((x,))
         with torch.no_grad():
             drift = relative(program(x)[0], tagger(x))
             assert 1e-3 < drift < 0.02
