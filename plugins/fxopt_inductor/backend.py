@@ -33,6 +33,7 @@ from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
 from fxopt_inductor.linears import as_convolutions, lives_by_linears
 from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
+from fxopt_inductor.lowp.safety import compiler_sees_addends, protect_addends
 from fxopt_inductor.toolchain import knows_instructions, missing_toolchain
 
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
@@ -174,6 +175,10 @@ class InductorLowering(Lowering):
             raise BackendError(missing)
         form = Form(compiled=True, bf16=bf16, reads_bytes=self._reads_bytes)
         rewritten = rewrite(module, form)
+        if form.sums:
+            protect_addends(rewritten.graph)
+            rewritten.recompile()
+            compiler_sees_addends()
         kernels = heavy_kernels(rewritten).values()
         if bf16 and not any(kernel.precision in _LOW for kernel in kernels):
             raise BackendError("no heavy operation is left for bfloat16")

@@ -1,9 +1,12 @@
 """Int8 layers for the tests of what runs them."""
 
+from torch import nn
+
 from fxopt.cost import find_target
 from fxopt_quantize.formats import safe
-from fxopt_quantize.modules import QuantConv, QuantLinear
+from fxopt_quantize.modules import FakeQuantize, QuantConv, QuantLinear
 from fxopt_quantize.weights import quantize_weight
+from tests.building import Builder, aten
 
 _FORMAT = safe(find_target("cpu"))
 
@@ -14,3 +17,53 @@ def qconv(conv):
 
 def qlinear(linear):
     return QuantLinear(quantize_weight(linear.weight, 0, _FORMAT), linear.bias)
+
+
+class Block:
+    """x is rounded; conv(x) + x, activated and rounded; parts of it can be used again.
+
+    Instead of x, a second layer can give the addend, and a pooling can move it.
+    """
+
+    def __init__(self, *, swapped=False, relu=True, again="", second=False, pooled=False):
+        b = Builder(
+            first=FakeQuantize(0.03, 100),
+            conv=qconv(nn.Conv2d(8, 8, 3, padding=1)),
+            branch=qconv(nn.Conv2d(8, 8, 1)),
+            left=FakeQuantize(0.02, 120),
+            right=FakeQuantize(0.025, 130),
+            out=FakeQuantize(0.04, 0 if relu else 128),
+            last=qconv(nn.Conv2d(8, 8, 1)),
+        )
+        x = b.call("first", b.input("x", 2, 8, 6, 6))
+        left = b.call("left", b.call("conv", x))
+        right = b.call("right", b.call("branch", x)) if second else x
+        if pooled:
+            right = b.call(aten.max_pool2d.default, right, [3, 3], [1, 1], [1, 1])
+        total = b.call(aten.add.Tensor, *((right, left) if swapped else (left, right)))
+        total = b.call(aten.relu.default, total) if relu else total
+        results = [b.call("last", b.call("out", total))]
+        if again == "addend":
+            results.append(b.call("last", right))
+        if again == "view":
+            results.append(b.call(aten.reshape.default, right, [2, -1]))
+        self.program = b.program(*results)
+
+
+def linear_block(again):
+    """Two linear layers, whose sum is rounded; one addend can be used again."""
+    b = Builder(
+        first=FakeQuantize(0.03, 90),
+        fc=qlinear(nn.Linear(16, 16)),
+        branch=qlinear(nn.Linear(16, 16)),
+        left=FakeQuantize(0.02, 128),
+        right=FakeQuantize(0.02, 128),
+        out=FakeQuantize(0.04, 128),
+        last=qlinear(nn.Linear(16, 4)),
+    )
+    x = b.call("first", b.input("x", 4, 3, 16))
+    right = b.call("right", b.call("branch", x))
+    total = b.call(aten.add.Tensor, right, b.call("left", b.call("fc", x)))
+    results = [b.call("last", b.call("out", total))]
+    results += [b.call("last", right)] if again else []
+    return b.program(*results)

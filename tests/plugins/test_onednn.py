@@ -27,7 +27,7 @@ from fxopt_quantize.modules import (
 )
 from fxopt_quantize.weights import quantize_weight
 from tests.building import Builder, aten
-from tests.plugins.int8 import qconv, qlinear
+from tests.plugins.int8 import Block, linear_block, qconv, qlinear
 
 CPU = find_target("cpu")
 onednn = torch.ops.onednn
@@ -259,32 +259,6 @@ def test_other_convolutions_on_a_scale_for_each_channel_stay_in_float():
 # -- sums ------------------------------------------------------------------------------------
 
 
-class Block:
-    """x is rounded; conv(x) + x, activated and rounded; parts of it can be used again."""
-
-    def __init__(self, *, swapped=False, relu=True, again="", second=False):
-        b = Builder(
-            first=FakeQuantize(0.03, 100),
-            conv=qconv(nn.Conv2d(8, 8, 3, padding=1)),
-            branch=qconv(nn.Conv2d(8, 8, 1)),
-            left=FakeQuantize(0.02, 120),
-            right=FakeQuantize(0.025, 130),
-            out=FakeQuantize(0.04, 0 if relu else 128),
-            last=qconv(nn.Conv2d(8, 8, 1)),
-        )
-        x = b.call("first", b.input("x", 2, 8, 6, 6))
-        left = b.call("left", b.call("conv", x))
-        right = b.call("right", b.call("branch", x)) if second else x
-        total = b.call(aten.add.Tensor, *((right, left) if swapped else (left, right)))
-        total = b.call(aten.relu.default, total) if relu else total
-        results = [b.call("last", b.call("out", total))]
-        if again == "addend":
-            results.append(b.call("last", right))
-        if again == "view":
-            results.append(b.call(aten.reshape.default, right, [2, -1]))
-        self.program = b.program(*results)
-
-
 @pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("swapped", [False, True])
@@ -299,6 +273,15 @@ def test_residual_sums_are_part_of_the_convolution(swapped, relu, second):
     assert count(executable, aten.clone.default) == (0 if second else 1)
     assert conversions(executable) == (1, 0)
     # the addend that is not rounded first moves the sum by half its step, the sum by another
+    wanted = program(x)[0].detach()
+    assert float((executable(x)[0] - wanted).norm() / wanted.norm()) < 0.03
+
+
+def test_an_addend_can_be_what_a_pooling_moves():
+    program, x = Block(second=True, pooled=True).program, torch.randn(2, 8, 6, 6)
+    executable = compiled(program, x)
+    assert count(executable, onednn.qconv2d_pointwise.binary) == 1
+    assert conversions(executable) == (1, 0)
     wanted = program(x)[0].detach()
     assert float((executable(x)[0] - wanted).norm() / wanted.norm()) < 0.03
 
@@ -318,21 +301,7 @@ def test_an_addend_that_is_used_again_is_not_written_over(again):
 
 @pytest.mark.parametrize("again", [False, True])
 def test_sums_of_linear_layers(again):
-    b = Builder(
-        first=FakeQuantize(0.03, 90),
-        fc=qlinear(nn.Linear(16, 16)),
-        branch=qlinear(nn.Linear(16, 16)),
-        left=FakeQuantize(0.02, 128),
-        right=FakeQuantize(0.02, 128),
-        out=FakeQuantize(0.04, 128),
-        last=qlinear(nn.Linear(16, 4)),
-    )
-    x = b.call("first", b.input("x", 4, 3, 16))
-    right = b.call("right", b.call("branch", x))
-    total = b.call(aten.add.Tensor, right, b.call("left", b.call("fc", x)))
-    results = [b.call("last", b.call("out", total))]
-    results += [b.call("last", right)] if again else []
-    program, inputs = b.program(*results), torch.randn(4, 3, 16)
+    program, inputs = linear_block(again), torch.randn(4, 3, 16)
     executable = compiled(program, inputs)
     assert count(executable, onednn.qlinear_pointwise.binary) == 1
     assert count(executable, aten.clone.default) == int(again)

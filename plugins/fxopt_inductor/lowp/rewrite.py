@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -97,10 +98,32 @@ class _Rewriter:
     def _takes_codes(self, node: fx.Node, grid: AnyGrid) -> bool:
         if node.op != "call_function":
             return False
+        if node in self._sums:
+            return True
         if moved(node):
             return works_on_codes(node, self._form.compiled)
         layer = quant_layer(self._module, node)
         return layer is not None and _fits(layer, grid)
+
+    def _carried_grid(self, node: fx.Node) -> AnyGrid | None:
+        """The grid on which codes of its value exist, also where those are only moved."""
+        grid, sources = self._grid_of(node), self._moved_codes(node)
+        if grid is not None or not sources:
+            return grid
+        found = [self._carried_grid(source) for source in sources]
+        return found[0] if all(each == found[0] for each in found) else None
+
+    def _moved_codes(self, node: fx.Node) -> list[fx.Node]:
+        """What a node moves, if it can move codes."""
+        sources = moved(node) if node.op == "call_function" else None
+        return sources if sources and works_on_codes(node, self._form.compiled) else []
+
+    def _origins(self, node: fx.Node) -> set[fx.Node]:
+        """What was computed before it was rounded and moved."""
+        if self._grid_of(node) is not None:
+            return self._origins(node.args[0])  # type: ignore[arg-type]
+        sources = self._moved_codes(node)
+        return set().union(*map(self._origins, sources)) if sources else {node}
 
     def _full(self, node: fx.Node) -> fx.Node:
         return self._values[node].as_full(self._writer)
@@ -135,20 +158,32 @@ class _Rewriter:
         if value.grid is None or not _fits(layer, value.grid):
             return False
         codes, shape = value.as_codes(self._writer, value.grid), source.meta["val"].shape
-        tail = find_tail(node, layer, self._stored_grid)
-        found = None if self._form.compiled else find_sum(tail, self._grid_of)
-        if found is not None and found.add not in self._sums and layer.dims in (0, 2):
-            whole = Layer.of(layer, codes, shape, value.grid)
-            self._sums[found.add] = (whole, found)
-            # both are computed with the addition, and nothing else asks for them
-            self._values[tail.end] = self._values[next(iter(tail.end.users))] = Value()
-            return True
-        if isinstance(tail.grid, ChannelGrid):
-            layer = layer.with_output_scales(tail.grid.scales)
         whole = Layer.of(layer, codes, shape, value.grid)
+        if self._form.sums and self._left_to_sum(node, source, whole):
+            return True
+        tail = find_tail(node, layer, self._stored_grid)
+        if isinstance(tail.grid, ChannelGrid):
+            whole = replace(whole, layer=whole.layer.with_output_scales(tail.grid.scales))
         written = whole.write(self._writer, self._result(tail), self._form.compiled, None)
         self._values[tail.end] = self._result_value(written, tail)
         return True
+
+    def _left_to_sum(self, node: fx.Node, source: fx.Node, whole: Layer) -> bool:
+        """Leaves a layer to the addition behind it, if its operator can compute that as well."""
+        tail = find_tail(node, whole.layer, self._grid_of)
+        found = find_sum(tail, self._grid_of, self._carried_grid)
+        if found is None or found.add in self._sums or whole.layer.dims not in (0, 2):
+            return False
+        if self._form.compiled and (whole.layer.dims == 0 or self._meet(found.other, source)):
+            return False  # Inductor would write over what is read once more
+        self._sums[found.add] = (whole, found)
+        # both are computed with the addition, and nothing else asks for them
+        self._values[tail.end] = self._values[next(iter(tail.end.users))] = Value()
+        return True
+
+    def _meet(self, one: fx.Node, other: fx.Node) -> bool:
+        """Whether codes of two nodes may share memory."""
+        return bool(self._origins(one) & self._origins(other))
 
     def _packed(self, node: fx.Node) -> bool:
         """Weights of four bits, whose product is fast in bfloat16 alone."""

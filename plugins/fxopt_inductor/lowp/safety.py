@@ -39,6 +39,17 @@ def protect_addends(graph: fx.Graph) -> None:
             order[copy] = order[node]
 
 
+def compiler_sees_addends() -> None:
+    """Lets torch compile those operators: it has to know what they write over.
+
+    For that it wraps them in another one, which it declares only for usual tensors; packed weights
+    are tensors of oneDNN's own kind.
+    """
+    from torch._higher_order_ops.auto_functionalize import auto_functionalized_v2
+
+    auto_functionalized_v2.fallthrough(torch._C.DispatchKey.AutogradOther)
+
+
 def _sharing(node: fx.Node) -> set[fx.Node]:
     """The nodes that may share memory with a node, itself among them."""
     family, waiting = {node}, [node]

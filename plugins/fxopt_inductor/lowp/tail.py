@@ -38,7 +38,7 @@ class Sum:
 
     Attributes:
         add: The addition.
-        other: What is added; a fake quantizer.
+        other: What is added; a fake quantizer, or what only moves the values of one.
         tail: What follows the addition.
     """
 
@@ -66,7 +66,7 @@ def find_tail(node: fx.Node, layer: QuantLayer, grid_of: GridOf) -> Tail:
     return Tail(node, NONE, _common_grid(node, grid_of, layer))
 
 
-def find_sum(tail: Tail, grid_of: GridOf) -> Sum | None:
+def find_sum(tail: Tail, grid_of: GridOf, carried: GridOf) -> Sum | None:
     """The addition behind a layer, if its operator can compute that: both addends are rounded.
 
     The layer's own addend then need not be: that makes the result more exact, not less.
@@ -74,6 +74,7 @@ def find_sum(tail: Tail, grid_of: GridOf) -> Sum | None:
     Args:
         tail: Of the layer.
         grid_of: Tells fake quantizers and their grids.
+        carried: Tells what yields values on a grid, be they only moved.
     """
     rounded = only_user(tail.end)
     add = None if rounded is None else only_user(rounded)
@@ -83,7 +84,7 @@ def find_sum(tail: Tail, grid_of: GridOf) -> Sum | None:
     if not _adds(add) or len(others) != 1 or not isinstance(others[0], fx.Node):
         return None
     other = others[0]
-    if not isinstance(grid_of(other), Grid) or _shape(other) != _shape(add):
+    if not isinstance(carried(other), Grid) or _shape(other) != _shape(add):
         return None
     following = _after_sum(add, grid_of)
     return None if following is None else Sum(add, other, following)

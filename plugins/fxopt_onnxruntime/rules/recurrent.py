@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -136,11 +136,16 @@ def _integers(matrix: Array) -> tuple[Array, Array]:
     return values.transpose(0, 2, 1), scale
 
 
-def _constants(value: ir.Value | None) -> Iterator[str]:
+def _constants(value: ir.Value | None) -> set[str]:
     """The names of the weights that a value is put together from."""
-    producer = None if value is None else value.producer()
-    if producer is not None:
-        for source in producer.inputs:
-            yield from _constants(source)
-    elif value is not None and value.name:
-        yield value.name
+    names: set[str] = set()
+    waiting, known = [value], {value}
+    while waiting:
+        value = waiting.pop()
+        producer = None if value is None else value.producer()
+        if producer is not None:
+            waiting += (found := {*producer.inputs} - known)
+            known |= found
+        elif value is not None and value.name:
+            names.add(value.name)
+    return names
