@@ -135,7 +135,7 @@ class Inductor(Backend):
         return missing_toolchain()
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> Lowering:
-        return InductorLowering(program, self, _reads_bytes(target))
+        return InductorLowering(program, self, _is_wide(target))
 
 
 class InductorLowering(Lowering):
@@ -144,13 +144,13 @@ class InductorLowering(Lowering):
     Args:
         program: What to compile.
         settings: How.
-        reads_bytes: Whether code that Inductor writes reads uint8 as fast as float32.
+        wide: Whether the CPU has AVX-512, or none of x86's vectors.
     """
 
-    def __init__(self, program: Program, settings: Inductor, reads_bytes: bool) -> None:
+    def __init__(self, program: Program, settings: Inductor, wide: bool) -> None:
         self._program = program
         self._settings = settings
-        self._reads_bytes = reads_bytes
+        self._wide = wide
 
     def compile(self, inputs: Tensors) -> Executable:
         # Detached and dense, as later inputs will be; else their strides would become the code's.
@@ -173,7 +173,7 @@ class InductorLowering(Lowering):
             return as_convolutions(module) if convolve else module
         if quantized and (missing := missing_operators()):
             raise BackendError(missing)
-        form = Form(compiled=True, bf16=bf16, reads_bytes=self._reads_bytes)
+        form = Form(compiled=True, bf16=bf16, wide=self._wide)
         rewritten = rewrite(module, form)
         if form.sums:
             protect_addends(rewritten.graph)
@@ -218,12 +218,7 @@ class InductorExecutable(Executable):
         return Counter(kernel.precision for kernel in heavy)
 
 
-def _reads_bytes(target: Target) -> bool:
-    """Whether it loads eight or sixteen of them at once.
-
-    On AVX2, Inductor's vectors of bytes are filled through the stack, and each load waits for the
-    store before it: a product in regnet_y_400mf took 1.4 ms on bytes, and 0.2 on floats.
-    """
+def _is_wide(target: Target) -> bool:
     return "avx2" not in target.features or "avx512f" in target.features
 
 

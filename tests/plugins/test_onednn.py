@@ -64,7 +64,7 @@ def check(program, *inputs, step=0.0, share=1.0):
     with torch.no_grad():
         expected = program(*inputs)
         flat = flat_module(program, inputs)
-        forms = [Form(compiled=True), Form(compiled=True, reads_bytes=False)]
+        forms = [Form(compiled=True), Form(compiled=True, wide=False)]
         again = [rewrite(flat, form)(*inputs) for form in forms]
     for outputs in (executable(*inputs), *again):
         for output, wanted in zip(outputs, expected, strict=True):

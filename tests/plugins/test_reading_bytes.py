@@ -50,7 +50,7 @@ def test_where_reading_bytes_is_slow_only_layers_are_given_them():
     with torch.no_grad():
         expected = program(x)
     for reads_bytes in (True, False):
-        form = Form(compiled=True, reads_bytes=reads_bytes)
+        form = Form(compiled=True, wide=reads_bytes)
         module = rewrite(flat_module(program, (x,)), form)
         assert bool(casts_from_bytes(module)) == reads_bytes
         kernels = heavy_kernels(module).values()
@@ -77,6 +77,7 @@ def test_inductor_reads_bytes_slowly_on_avx2(features, fast, monkeypatch):
         pytest.skip(reason)
     code = Inductor().lower(program, (x,), target).compile((x,))
     assert [form.reads_bytes for form in forms] == [fast]
+    assert ("qlinear_pointwise" in code.code) == fast  # else pointwise convolutions stay such
     with torch.no_grad():
         expected = program(x)
     for output, wanted in zip(code(x), expected, strict=True):

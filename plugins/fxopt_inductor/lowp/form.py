@@ -10,17 +10,25 @@ class Form:
     """Which of several ways to write the same thing is taken.
 
     Attributes:
-        compiled: Whether a compiler comes next. For it, pointwise convolutions become linear
-            layers on a matrix with a row for each pixel, which cost it nothing to make.
+        compiled: Whether a compiler comes next.
         bf16: Whether heavy operations without int8 kernels compute in bfloat16. Those with weights
             of four bits do in any case where no compiler comes next: it can unpack the weights.
-        reads_bytes: Whether code that the compiler writes reads uint8 as fast as float32. If not,
-            layers give float32 to all but layers, which it rounds and stores as uint8 for those.
+        wide: Whether the CPU has AVX-512, or none of x86's vectors.
     """
 
     compiled: bool
     bf16: bool = False
-    reads_bytes: bool = True
+    wide: bool = True
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether code between layers reads uint8 as fast as float32.
+
+        On AVX2, Inductor's vectors of bytes are filled through the stack, and each load waits for
+        the store before it: a product in regnet_y_400mf took 1.4 ms on bytes, and 0.2 on floats. So
+        there, layers give float32 to all but layers, which it rounds and stores as uint8 for those.
+        """
+        return self.wide or not self.compiled
 
     @property
     def sums(self) -> bool:
@@ -29,3 +37,13 @@ class Form:
         A compiler can fuse those with what follows instead, if it reads the addends fast.
         """
         return not (self.compiled and self.reads_bytes)
+
+    @property
+    def rows(self) -> bool:
+        """Whether pointwise convolutions become linear layers with a row for each pixel.
+
+        These rows cost a compiler nothing to make, and oneDNN has faster int8 kernels for them; but
+        without AVX-512 those are slower: mobilenet_v2 at batch 8 took 71 ms with them, and 40 with
+        convolutions.
+        """
+        return self.compiled and self.wide

@@ -164,7 +164,7 @@ class _Rewriter:
         tail = find_tail(node, layer, self._stored_grid)
         if isinstance(tail.grid, ChannelGrid):
             whole = replace(whole, layer=whole.layer.with_output_scales(tail.grid.scales))
-        written = whole.write(self._writer, self._result(tail), self._form.compiled, None)
+        written = whole.write(self._writer, self._result(tail), self._form.rows, None)
         self._values[tail.end] = self._result_value(written, tail)
         return True
 
