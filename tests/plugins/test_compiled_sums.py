@@ -7,6 +7,9 @@ import torch
 
 from fxopt.cost import find_target
 from fxopt_inductor import Inductor
+from fxopt_inductor.flat import flat_module
+from fxopt_inductor.lowp import Form, rewrite
+from tests.building import aten
 from tests.plugins.int8 import Block, linear_block
 
 SLOW, FAST = (replace(find_target("cpu"), features=each) for each in (("avx2",), ("avx512f",)))
@@ -63,3 +66,10 @@ def test_the_compiler_computes_the_others(program, shape, target):
     code = compiled(program, x, target)
     assert sums(code) == 0
     assert is_right(code, program, x)
+
+
+def test_an_addend_that_a_layer_takes_too_is_given_in_bytes():
+    program, x = Block(second=True, again="addend").program, torch.randn(2, 8, 6, 6)
+    module = rewrite(flat_module(program, (x,)), Form(compiled=True, wide=False))
+    casts = module.graph.find_nodes(op="call_function", target=aten._to_copy.default)
+    assert [node.kwargs["dtype"] for node in casts] == [torch.uint8]  # what comes in

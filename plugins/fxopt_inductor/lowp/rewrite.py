@@ -23,7 +23,8 @@ from fxopt_inductor.lowp.moves import moved, on_codes, works_on_codes
 from fxopt_inductor.lowp.operations import Addend, Layer, Result
 from fxopt_inductor.lowp.packed import packed_layer
 from fxopt_inductor.lowp.rows import rounded_rows, write_rows
-from fxopt_inductor.lowp.tail import Sum, Tail, find_sum, find_tail
+from fxopt_inductor.lowp.sums import plan_sums
+from fxopt_inductor.lowp.tail import Sum, Tail, find_tail
 from fxopt_inductor.lowp.values import Value
 from fxopt_inductor.lowp.writer import KERNEL, Writer
 
@@ -52,8 +53,10 @@ class _Rewriter:
         self._form = form
         self._writer = Writer(form.reads_bytes)
         self._values: dict[fx.Node, Value] = {}
-        self._sums: dict[fx.Node, tuple[Layer, Sum]] = {}
         self._grids: dict[fx.Node, AnyGrid | None] = {}
+        self._planned = plan_sums(module, self._grid_of, form)
+        self._additions = {planned.sum.add for planned in self._planned.values()}
+        self._sums: dict[fx.Node, tuple[Layer, Sum]] = {}
 
     def run(self) -> fx.GraphModule:
         for node in self._module.graph.nodes:
@@ -98,32 +101,12 @@ class _Rewriter:
     def _takes_codes(self, node: fx.Node, grid: AnyGrid) -> bool:
         if node.op != "call_function":
             return False
-        if node in self._sums:
+        if node in self._additions:
             return True
         if moved(node):
             return works_on_codes(node, self._form.compiled)
         layer = quant_layer(self._module, node)
         return layer is not None and _fits(layer, grid)
-
-    def _carried_grid(self, node: fx.Node) -> AnyGrid | None:
-        """The grid on which codes of its value exist, also where those are only moved."""
-        grid, sources = self._grid_of(node), self._moved_codes(node)
-        if grid is not None or not sources:
-            return grid
-        found = [self._carried_grid(source) for source in sources]
-        return found[0] if all(each == found[0] for each in found) else None
-
-    def _moved_codes(self, node: fx.Node) -> list[fx.Node]:
-        """What a node moves, if it can move codes."""
-        sources = moved(node) if node.op == "call_function" else None
-        return sources if sources and works_on_codes(node, self._form.compiled) else []
-
-    def _origins(self, node: fx.Node) -> set[fx.Node]:
-        """What was computed before it was rounded and moved."""
-        if self._grid_of(node) is not None:
-            return self._origins(node.args[0])  # type: ignore[arg-type]
-        sources = self._moved_codes(node)
-        return set().union(*map(self._origins, sources)) if sources else {node}
 
     def _full(self, node: fx.Node) -> fx.Node:
         return self._values[node].as_full(self._writer)
@@ -159,7 +142,11 @@ class _Rewriter:
             return False
         codes, shape = value.as_codes(self._writer, value.grid), source.meta["val"].shape
         whole = Layer.of(layer, codes, shape, value.grid)
-        if self._form.sums and self._left_to_sum(node, source, whole):
+        if (planned := self._planned.get(node)) is not None:
+            self._sums[planned.sum.add] = (whole, planned.sum)
+            # both are computed with the addition, and nothing else asks for them
+            end = planned.tail.end
+            self._values[end] = self._values[next(iter(end.users))] = Value()
             return True
         tail = find_tail(node, layer, self._stored_grid)
         if isinstance(tail.grid, ChannelGrid):
@@ -167,23 +154,6 @@ class _Rewriter:
         written = whole.write(self._writer, self._result(tail), self._form.rows, None)
         self._values[tail.end] = self._result_value(written, tail)
         return True
-
-    def _left_to_sum(self, node: fx.Node, source: fx.Node, whole: Layer) -> bool:
-        """Leaves a layer to the addition behind it, if its operator can compute that as well."""
-        tail = find_tail(node, whole.layer, self._grid_of)
-        found = find_sum(tail, self._grid_of, self._carried_grid)
-        if found is None or found.add in self._sums or whole.layer.dims not in (0, 2):
-            return False
-        if self._form.compiled and (whole.layer.dims == 0 or self._meet(found.other, source)):
-            return False  # Inductor would write over what is read once more
-        self._sums[found.add] = (whole, found)
-        # both are computed with the addition, and nothing else asks for them
-        self._values[tail.end] = self._values[next(iter(tail.end.users))] = Value()
-        return True
-
-    def _meet(self, one: fx.Node, other: fx.Node) -> bool:
-        """Whether codes of two nodes may share memory."""
-        return bool(self._origins(one) & self._origins(other))
 
     def _packed(self, node: fx.Node) -> bool:
         """Weights of four bits, whose product is fast in bfloat16 alone."""
