@@ -264,11 +264,11 @@ _CHOICES = {
 
 @pytest.mark.parametrize("name", _CHOICES)
 def test_indices_may_count_from_the_end(name):
-    x = torch.randn(3, 5, 5)
-    program = capture_program(Function(_CHOICES[name]), (x, torch.tensor([0, 1, 2])), {})
-    for index in ([0, 1, 2], [-1, 2, -3]):
-        inputs = x, torch.tensor(index)
-        torch.testing.assert_close(compile_for(program, *inputs)(*inputs), program(*inputs))
+    x, first = torch.randn(3, 5, 5), torch.tensor([0, 1, 2])
+    program = capture_program(Function(_CHOICES[name]), (x, first), {})
+    code = compile_for(program, x, first)
+    for index in (first, torch.tensor([-1, 2, -3])):
+        torch.testing.assert_close(code(x, index), program(x, index))
 
 
 @pytest.mark.parametrize(

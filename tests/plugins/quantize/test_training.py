@@ -169,7 +169,8 @@ def test_what_was_trained_is_what_comes_out(monkeypatch):
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq", "adaround"])
-def test_training_begins_at_the_integers_that_were_chosen(trained, rounding):
+def test_training_begins_at_the_integers_that_were_chosen(trained, rounding, monkeypatch):
+    monkeypatch.setattr("fxopt_quantize.adaround._STEPS", 50)  # any integers will do
     settings = {"rounding": rounding, "weight_bits": 4}
     static, _ = quantized(trained, **settings)
     still, _ = quantized(trained, Training(batches(), epochs=1, learning_rate=0.0), **settings)
