@@ -36,14 +36,14 @@ class Form:
 
         A compiler can fuse those with what follows instead, if it reads the addends fast.
         """
-        return not (self.compiled and self.reads_bytes)
+        return not (self.compiled and self.wide)
 
     @property
     def rows(self) -> bool:
         """Whether pointwise convolutions become linear layers with a row for each pixel.
 
-        These rows cost a compiler nothing to make, and oneDNN has faster int8 kernels for them; but
-        without AVX-512 those are slower: mobilenet_v2 at batch 8 took 71 ms with them, and 40 with
-        convolutions.
+        These rows cost a compiler nothing to make, and Inductor can write such products itself. But
+        without AVX-512, oneDNN's linear kernels are the slower ones: mobilenet_v2 at batch 8 took
+        71 ms with them, and 40 with convolutions.
         """
         return self.compiled and self.wide

@@ -233,7 +233,7 @@ class Both(nn.Module):
     ids=lambda value: value if isinstance(value, str) else type(value).__name__.lower(),
 )
 def test_others_compute_in_float_and_say_so(kind, x, backend):
-    if isinstance(backend, Inductor):  # which each step of each level takes seconds
+    if isinstance(backend, Inductor):  # each step of each level takes it seconds
         tagger, x = tagger_of(kind, levels=1, both=False), x[:, :2]
     else:
         tagger = tagger_of(kind)

@@ -173,6 +173,10 @@ def test_training_begins_at_the_integers_that_were_chosen(trained, rounding, mon
     monkeypatch.setattr("fxopt_quantize.adaround._STEPS", 50)  # any integers will do
     settings = {"rounding": rounding, "weight_bits": 4}
     static, _ = quantized(trained, **settings)
+    nearest = layers(quantized(trained, weight_bits=4)[0])
+    others = [not torch.equal(layer.weight_values, nearest[name].weight_values)
+              for name, layer in layers(static).items()]  # fmt: skip
+    assert any(others) == (rounding != "nearest")
     still, _ = quantized(trained, Training(batches(), epochs=1, learning_rate=0.0), **settings)
     expected, found = layers(static), layers(still)
     for name, layer in expected.items():
