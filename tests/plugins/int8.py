@@ -19,13 +19,23 @@ def qlinear(linear):
     return QuantLinear(quantize_weight(linear.weight, 0, _FORMAT), linear.bias)
 
 
+MOVED = {
+    "pooled": lambda b, x: b.call(aten.max_pool2d.default, x, [3, 3], [1, 1], [1, 1]),
+    "spread": lambda b, x: b.call(
+        aten.expand.default, b.call(aten.slice.Tensor, x, 0, 0, 1), [2, 8, 6, 6]
+    ),
+    "turned": lambda b, x: b.call(aten.transpose.int, x, 2, 3),
+    "the same": lambda b, x: b.call(aten.alias.default, x),
+}
+
+
 class Block:
     """x is rounded; conv(x) + x, activated and rounded; parts of it can be used again.
 
-    Instead of x, a second layer can give the addend, and a pooling can move it.
+    Instead of x, a second layer can give the addend, and it can be moved.
     """
 
-    def __init__(self, *, swapped=False, relu=True, again="", second=False, pooled=False):
+    def __init__(self, *, swapped=False, relu=True, again="", second=False, moved=None):
         b = Builder(
             first=FakeQuantize(0.03, 100),
             conv=qconv(nn.Conv2d(8, 8, 3, padding=1)),
@@ -38,9 +48,8 @@ class Block:
         x = b.call("first", b.input("x", 2, 8, 6, 6))
         left = b.call("left", b.call("conv", x))
         right = b.call("right", b.call("branch", x)) if second else x
-        if pooled:
-            right = b.call(aten.max_pool2d.default, right, [3, 3], [1, 1], [1, 1])
-        total = b.call(aten.add.Tensor, *((right, left) if swapped else (left, right)))
+        addend = right if moved is None else moved(b, right)
+        total = b.call(aten.add.Tensor, *((addend, left) if swapped else (left, addend)))
         total = b.call(aten.relu.default, total) if relu else total
         results = [b.call("last", b.call("out", total))]
         if again == "addend":

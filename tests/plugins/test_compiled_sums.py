@@ -10,7 +10,7 @@ from fxopt_inductor import Inductor
 from fxopt_inductor.flat import flat_module
 from fxopt_inductor.lowp import Form, rewrite
 from tests.building import aten
-from tests.plugins.int8 import Block, linear_block
+from tests.plugins.int8 import MOVED, Block, linear_block
 
 SLOW, FAST = (replace(find_target("cpu"), features=each) for each in (("avx2",), ("avx512f",)))
 
@@ -43,10 +43,10 @@ def is_right(code, program, x):
 
 
 @pytest.mark.parametrize("again", ["", "addend", "view"])
-@pytest.mark.parametrize("pooled", [False, True])
-def test_the_convolution_computes_them(again, pooled):
+@pytest.mark.parametrize("moved", [None, "pooled", "the same"])
+def test_the_convolution_computes_them(again, moved):
     x = torch.randn(2, 8, 6, 6)
-    program = Block(second=True, again=again, pooled=pooled).program
+    program = Block(second=True, again=again, moved=MOVED.get(moved)).program
     code = compiled(program, x)
     assert sums(code) == 1
     assert is_right(code, program, x)

@@ -5,7 +5,7 @@ import torch
 
 from fxopt_inductor import OneDNN
 from tests.building import aten
-from tests.plugins.int8 import Block, linear_block
+from tests.plugins.int8 import MOVED, Block, linear_block
 from tests.plugins.on_onednn import compiled, conversions, count
 
 onednn = torch.ops.onednn
@@ -36,13 +36,19 @@ def test_residual_sums_are_part_of_the_convolution(swapped, relu, second):
     assert float((executable(x)[0] - wanted).norm() / wanted.norm()) < 0.03
 
 
-def test_an_addend_can_be_what_a_pooling_moves():
-    program, x = Block(second=True, pooled=True).program, torch.randn(2, 8, 6, 6)
+@pytest.mark.parametrize("again", ["", "addend"])
+@pytest.mark.parametrize("moved", MOVED)
+def test_an_addend_can_be_what_was_only_moved(moved, again):
+    program, x = (
+        Block(second=True, moved=MOVED[moved], again=again).program,
+        torch.randn(2, 8, 6, 6),
+    )
     executable = compiled(program, x)
     assert count(executable, onednn.qconv2d_pointwise.binary) == 1
     assert conversions(executable) == (1, 0)
-    wanted = program(x)[0].detach()
-    assert float((executable(x)[0] - wanted).norm() / wanted.norm()) < 0.03
+    for _ in range(2):
+        for output, wanted in zip(executable(x), program(x), strict=True):
+            assert float((output - wanted).norm() / wanted.norm()) < 0.03
 
 
 @pytest.mark.parametrize("again", ["addend", "view"])
