@@ -72,15 +72,18 @@ class _Probe(fx.Interpreter):
     def _look_at(self, node: fx.Node) -> None:
         """Finds what is constant in its value, and what of its arguments matters: is summed up."""
         found = {each: self.env[each] for each in node.all_input_nodes}
-        seen: dict[tuple[int, int], list[Constants]] = {}
+        agreed: dict[tuple[int, int], Constants] = {}
         stays = set[int]()
         for scale in _SCALES:
             self.env.update({each: self._own(each, value, scale) for each, value in found.items()})
             for place, part, units in self._places(node, super().run_node(node)):
-                seen.setdefault(place, []).append(_constants(part, place[1]))
+                drawn = _constants(part, place[1])
+                agreed[place] = _agreed(agreed.get(place, drawn), drawn)
                 stays.update(units.tolist())
+            if all(np.isnan(each).all() for each in agreed.values()):
+                break  # as nearly always: no further draw could bring a constant back
         self.env.update(found)
-        self.constants[node] = {place: _agreed(each) for place, each in seen.items()}
+        self.constants[node] = agreed
         for each, value in found.items():
             self.matter |= self._not_zero(each, value) - stays
 
@@ -134,10 +137,9 @@ def _constants(part: torch.Tensor, dim: int) -> Constants:
     return np.where(same.cpu().numpy(), rows[:, 0].double().cpu().numpy(), np.nan)
 
 
-def _agreed(draws: list[Constants]) -> Constants:
-    """Those that are the same whatever was drawn."""
-    first = draws[0]
-    return np.where(np.all([each == first for each in draws], axis=0), first, np.nan)
+def _agreed(one: Constants, other: Constants) -> Constants:
+    """Those that are the same in both draws."""
+    return np.where(one == other, one, np.nan)
 
 
 def _replaced(value: Any, new: dict[int, torch.Tensor]) -> Any:
