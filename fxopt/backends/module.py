@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +23,9 @@ from fxopt.ir import LeafModule, Program
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+Compare = Callable[[Executable, Executable, Sequence[torch.Tensor]], str | None]
+"""Says how the outputs of code differ from those of the program itself; None where they do not."""
 
 
 class LoweredModule(LeafModule):
@@ -54,6 +57,7 @@ class LoweredModule(LeafModule):
         self._backend = backend
         self._target = target
         self._check: Callable[..., None] = _accept
+        self._compare: Compare | None = None
         self._reset()
         self.register_load_state_dict_post_hook(_forget)
 
@@ -87,6 +91,17 @@ class LoweredModule(LeafModule):
             check: Raises where inputs do not fit.
         """
         self._check = check
+
+    def compare_with(self, compare: Compare) -> None:
+        """Has code that is compiled from now on compared with the program, on its first inputs.
+
+        Backends write other code for each set of shapes. Where ``compare`` finds some wrong, a
+        warning says so, and the program runs in its place for inputs of those shapes.
+
+        Args:
+            compare: Is given the code, the program and the inputs.
+        """
+        self._compare = compare
 
     def _run_source(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if not self._warned:
@@ -139,10 +154,24 @@ class LoweredModule(LeafModule):
             with large_pages():
                 if self._lowering is None:
                     self._lowering = self._backend.lower(self._program, inputs, self._target)
-                executable = self._lowering.compile(inputs)
+                executable = self._right(self._lowering.compile(inputs), inputs)
             self._compiled.add(key, executable)
             give_back(chain(self.fxopt_source.parameters(), self.fxopt_source.buffers()))
             return executable
+
+    def _right(self, code: Executable, inputs: tuple[torch.Tensor, ...]) -> Executable:
+        """The code, or where it is wrong, the program itself."""
+        source = _Source(self.fxopt_source)
+        reason = self._compare(code, source, inputs) if self._compare is not None else None
+        if reason is None:
+            return code
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in inputs)
+        warnings.warn(
+            f"the code of {self._backend.label} for inputs of {shapes} is wrong ({reason}): plain "
+            "torch runs in its place, which is slower; other backends= may do better",
+            stacklevel=2,
+        )
+        return source
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -154,6 +183,7 @@ class LoweredModule(LeafModule):
         twin = LoweredModule(self._program.clone(memo), self._backend, self._target)
         memo[id(self)] = twin
         twin.check_with(self._check)
+        twin._compare = self._compare
         return twin.train(self.training)
 
     def __reduce__(self) -> NoReturn:
@@ -165,6 +195,18 @@ class LoweredModule(LeafModule):
 
     def extra_repr(self) -> str:
         return f"backend={self._backend.label}"
+
+
+class _Source(Executable):
+    """The program itself, as torch runs it."""
+
+    def __init__(self, program: torch.fx.GraphModule) -> None:
+        self._program = program
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            outputs: tuple[torch.Tensor, ...] = self._program(*inputs)
+        return outputs
 
 
 def _accept(*inputs: object) -> None:

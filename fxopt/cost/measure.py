@@ -14,11 +14,13 @@ from fxopt.cost.steady import steadied
 # Worker threads of some runtimes spin for about 200 ms after a call and would slow the next
 # candidate down; after the pause come calls that only warm caches and cores up again, which for
 # some runtimes takes longer than for others (the first calls are 10 % slower than those after
-# 50 ms). A turn takes about a second at most.
+# 50 ms). A turn is off by what the machine does meanwhile, however long it is, so that many short
+# ones tell more than a few long ones.
 _PAUSE_SECONDS = 0.25
 _WARM_UP_MS = 60.0
+_TURN_MS = 400.0
 _SLOW_MS = 200.0  # a slow call is long enough to warm up within itself
-_TURN_MS = 1000.0
+_VERY_SLOW_MS = 500.0  # and one in which that makes a hundredth at most counts already
 
 _FEWEST_ROUNDS = 2  # before a candidate is taken out
 
@@ -110,6 +112,8 @@ def fastest(latencies: Mapping[str, Latency]) -> list[str]:
 def _burst(candidate: Callable[[], object], calls: int) -> Sequence[float]:
     time.sleep(_PAUSE_SECONDS)
     last = _warm_up(candidate)
+    if last > _VERY_SLOW_MS:
+        return [last]
     calls = min(calls, max(1, int(_TURN_MS / max(last, 1e-3))))
     return [_time_ms(candidate) for _ in range(calls)]
 

@@ -12,7 +12,6 @@ from fxopt.pipeline.lowering import exact_version
 from fxopt.pipeline.lowering import race as race_module
 from fxopt.pipeline.lowering import verify as verify_module
 from fxopt.pipeline.lowering.candidate import Candidate
-from fxopt.pipeline.lowering.sizes import OtherSizes
 from fxopt.pipeline.lowering.verify import first_right
 from fxopt.plugin import Backend, BackendInfo
 from fxopt_eager import Eager
@@ -37,11 +36,6 @@ class Job:
 
     def accept(self, module):
         return "refused" if module in [c.module for c in self.refused] else None
-
-
-def checking(job):
-    """What looks at other sizes, of which there are none, and the job."""
-    return OtherSizes(job), job
 
 
 @pytest.fixture
@@ -73,7 +67,7 @@ def test_the_fastest_is_kept(candidates, builds):
     *some, plain = candidates
     for candidate, took in zip(some, (3.0, 1.0, 2.0), strict=True):
         timed(candidate, took)
-    assert first_right(candidates, plain, Latency((9.0,)), *checking(Job())) is some[1]
+    assert first_right(candidates, plain, Latency((9.0,)), Job()) is some[1]
 
 
 def test_what_turns_out_slower_once_built_waits_for_its_turn(candidates, builds):
@@ -83,7 +77,7 @@ def test_what_turns_out_slower_once_built_waits_for_its_turn(candidates, builds)
     timed(third, 3.0)
     timed(plain, 9.0)
     builds[second.key] = 4.0
-    assert first_right(candidates, plain, Latency((9.0,)), *checking(Job((first,)))) is third
+    assert first_right(candidates, plain, Latency((9.0,)), Job((first,))) is third
     assert first.record.reason == "refused"
 
 
@@ -92,7 +86,7 @@ def test_nothing_slower_than_the_original_is_kept(candidates, builds):
     for candidate in some:
         timed(candidate, 5.0)
     timed(plain, 6.0)
-    assert first_right(candidates, plain, Latency((4.0,)), *checking(Job())) is plain
+    assert first_right(candidates, plain, Latency((4.0,)), Job()) is plain
 
 
 def test_a_second_race_at_another_speed_changes_no_order(candidates, monkeypatch):
@@ -134,7 +128,7 @@ def test_what_came_late_does_not_make_others_look_fast(candidates, slower_by_now
     now = race_module.race_late([late], [leader], others, Latency((10.0,)), None)
     assert [c.median for c in candidates] == pytest.approx([14.25, 16.5, 13.5, 15.75])
     refused = Job(refused=(late, leader))
-    assert first_right(candidates, plain, now, *checking(refused)) is plain
+    assert first_right(candidates, plain, now, refused) is plain
 
 
 def test_what_is_built_at_last_does_not_make_others_look_fast(
@@ -145,7 +139,7 @@ def test_what_is_built_at_last_does_not_make_others_look_fast(
         slower_by_now[candidate.key] = milliseconds
         timed(candidate, milliseconds, built=candidate is not built_late)
     monkeypatch.setattr(verify_module, "build", lambda candidate, job: timed(candidate, 0.0))
-    found = first_right(candidates, plain, Latency((10.0,)), *checking(Job((refused,))))
+    found = first_right(candidates, plain, Latency((10.0,)), Job((refused,)))
     assert found is plain
     assert slow.median == pytest.approx(16.5)
 

@@ -1,64 +1,76 @@
-"""When candidates are compared at other batch sizes: those that build slowly, while they build."""
+"""What is compared at other batch sizes before it is kept, and what on its first use there."""
 
 import contextlib
-import threading
+import copy
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 
+from fxopt.cost import find_target
+from fxopt.emit import emit
 from fxopt.pipeline.assignment import whole
 from fxopt.pipeline.compare import Comparison
 from fxopt.pipeline.isolation.records import TrialResult
 from fxopt.pipeline.lowering import exact_version
 from fxopt.pipeline.lowering.candidate import Candidate
-from fxopt.pipeline.lowering.sizes import OtherSizes
-from fxopt.plugin import Backend, BackendInfo
-from tests.building import small_cnn
+from fxopt.pipeline.lowering.first_use import compare_on_first_use
+from fxopt.pipeline.lowering.sizes import wrong_elsewhere
+from fxopt.plugin import Backend, BackendInfo, Executable, Lowering
+from tests.building import image, small_cnn
 
-PATIENCE = 20.0
+CPU = find_target("cpu")
 
 
+@dataclass(frozen=True)
 class Runtime(Backend):
+    """Off by a factor at any batch size but two."""
+
+    off: float = 1.0
+
     info = BackendInfo("runtime", ("cpu",))
 
     def lower(self, program, inputs, target):
-        raise AssertionError("must not be called")
+        runtime = self
+
+        class Code(Executable):
+            def __init__(self, factor):
+                self.factor = factor
+
+            def __call__(self, *inputs):
+                with torch.no_grad():
+                    return tuple(self.factor * each for each in program.module(*inputs))
+
+        class Lowered(Lowering):
+            def compile(self, inputs):
+                return Code(1.0 if len(inputs[0]) == 2 else runtime.off)
+
+        return Lowered()
 
 
 class SlowRuntime(Runtime):
     info = BackendInfo("slow", ("cpu",), builds_slowly=True)
 
 
+@dataclass
 class Worker:
-    """Answers a trial once it is told to, or closed."""
-
-    def __init__(self, error=0.0):
-        self.error = error
-        self.begun, self.go = threading.Event(), threading.Event()
-        self.trials, self.closed = 0, False
+    error: float = 0.0
+    trials: list = field(default_factory=list)
 
     @contextlib.contextmanager
     def pack(self, *what):
         yield None
 
     def trial(self, parcel, assignment, target, *, which, **options):
-        self.trials += 1
-        self.begun.set()
-        assert self.go.wait(PATIENCE)
-        if self.closed:
-            return TrialResult("died", "its worker was ended")
+        self.trials.append(list(which))
         return TrialResult("ran", errors=tuple(Comparison(self.error, "") for _ in which))
-
-    def close(self):
-        self.closed = True
-        self.go.set()
 
 
 @dataclass
 class Job:
-    isolation: Worker = field(default_factory=Worker)
+    isolation: Worker | None = field(default_factory=Worker)
     examples: tuple = ((), ())
-    seconds_left: float = PATIENCE
+    seconds_left: float = 20.0
     target: object = None
 
 
@@ -67,44 +79,63 @@ def candidate(backend):
 
 
 @pytest.mark.parametrize(("error", "wrong"), [(0.0, None), (1.0, "at another batch size: output")])
-def test_one_that_builds_slowly_is_compared_meanwhile(error, wrong):
-    job, slow = Job(Worker(error)), candidate(SlowRuntime())
-    sizes = OtherSizes(job)
-    with sizes.compared_meanwhile(slow):
-        assert job.isolation.begun.wait(PATIENCE)  # the trial runs during the block
-        job.isolation.go.set()
-    found = sizes.wrong(slow)
+def test_one_that_builds_fast_is_compared_in_the_worker(error, wrong):
+    job = Job(Worker(error))
+    found = wrong_elsewhere(candidate(Runtime()), job)
     assert found is None if wrong is None else found.startswith(wrong)
-    assert job.isolation.trials == 1
+    assert job.isolation.trials == [[1]]
 
 
-def test_one_that_builds_fast_is_compared_when_asked_for():
-    job, fast = Job(), candidate(Runtime())
-    sizes = OtherSizes(job)
-    with sizes.compared_meanwhile(fast):
-        assert not job.isolation.trials
-    job.isolation.go.set()
-    assert sizes.wrong(fast) is None
-    assert job.isolation.trials == 1
-
-
-def test_without_other_sizes_nothing_is_compared():
-    job, slow = Job(examples=((),)), candidate(SlowRuntime())
-    sizes = OtherSizes(job)
-    with sizes.compared_meanwhile(slow):
-        pass
-    assert sizes.wrong(slow) is None
+@pytest.mark.parametrize(("backend", "examples"), [(SlowRuntime(), ((), ())), (Runtime(), ((),))])
+def test_nothing_is_compared_of_what_builds_slowly_or_without_other_sizes(backend, examples):
+    job = Job(Worker(1.0), examples)
+    assert wrong_elsewhere(candidate(backend), job) is None
     assert not job.isolation.trials
 
 
-def test_an_interrupt_while_building_ends_the_worker():
-    job = Job()
+@pytest.mark.parametrize(("off", "wrong"), [(1.0, False), (1.1, True)])
+def test_without_a_worker_it_runs_here(off, wrong):
+    program, sizes = small_cnn(), (2, 3)
+    flat = [[image(size)] for size in sizes]
+    version = exact_version(program, [program(image(size)) for size in sizes])
+    one = Candidate(version, whole(Runtime(off)))
+    one.module = emit(one.assignment.applied(program, CPU))
+    found = wrong_elsewhere(one, Job(None, flat))
+    assert (found is not None) is wrong
 
-    def interrupted():
-        with OtherSizes(job).compared_meanwhile(candidate(SlowRuntime())):
-            assert job.isolation.begun.wait(PATIENCE)
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert job.isolation.closed
+# -- on first use ----------------------------------------------------------------------------
+
+
+def lowered(off):
+    program = small_cnn()
+    module = emit(whole(Runtime(off)).applied(program, CPU))
+    compare_on_first_use(module, tolerance=1e-3)
+    return program, module
+
+
+def test_code_that_is_wrong_at_its_first_use_gives_way_to_torch():
+    program, module = lowered(1.1)
+    torch.testing.assert_close(module(image(2)), *program(image(2)))
+    with pytest.warns(UserWarning, match=r"runtime for inputs of 3x\S+ is wrong") as told:
+        outputs = [module(image(3)) for _ in range(3)]
+    for output in outputs:
+        torch.testing.assert_close(output, *program(image(3)))
+    assert len(told) == 1
+    assert "plain torch runs in its place" in str(told[0].message)
+
+
+def test_a_copy_compares_too():
+    program, module = lowered(1.1)
+    with pytest.warns(UserWarning, match="is wrong"):
+        found = copy.deepcopy(module)(image(3))
+    torch.testing.assert_close(found, *program(image(3)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("off", [1.0, 1.0015])  # twice the tolerance: both may be off, either way
+def test_code_that_is_right_stays(off):
+    program, module = lowered(off)
+    expected = off * program(image(3))[0]
+    for _ in range(2):
+        torch.testing.assert_close(module(image(3)), expected, rtol=1e-6, atol=1e-6)

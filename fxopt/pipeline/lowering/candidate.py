@@ -40,6 +40,7 @@ class Candidate:
         assignment: Which backend takes what.
         record: For the report; its reason says why the candidate is out, where it is.
         module: The emitted module, once built and found right.
+        trial: Its timings when it was tried elsewhere.
         latency: Once raced.
         beaten: Whether it was clearly slower than another one when it was tried elsewhere.
         key: What the worker calls it; unique in this process.
@@ -49,6 +50,7 @@ class Candidate:
     assignment: Assignment
     record: CandidateRecord = field(init=False)
     module: OptimizedModule | None = None
+    trial: Latency | None = None
     latency: Latency | None = None
     beaten: bool = False
     key: str = field(init=False)

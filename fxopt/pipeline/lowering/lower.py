@@ -12,13 +12,13 @@ from fxopt.cost import Latency
 from fxopt.emit import OptimizedModule, emit
 from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.lowering.candidate import Candidate, build
+from fxopt.pipeline.lowering.first_use import compare_on_first_use
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.mixing import MOST_RIVALS, mixtures
 from fxopt.pipeline.lowering.offers import offers
 from fxopt.pipeline.lowering.race import race, race_again, race_apart, race_late, rescale
 from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
-from fxopt.pipeline.lowering.sizes import OtherSizes
 from fxopt.pipeline.lowering.tune import leaders, tunings
 from fxopt.pipeline.lowering.tuning import Timing, drop_slow, timings, tuning_file, updated
 from fxopt.pipeline.lowering.verify import first_right
@@ -67,16 +67,15 @@ def _lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     tuning = tuning_file(candidates, job)
     known = tuning.read()
     drop_slow(candidates, known)
-    sizes = OtherSizes(job)
-    winner, before = _choose(versions[0], candidates, sizes, job)
+    winner, before = _choose(versions[0], candidates, job)
     while _brought_back(candidates, winner, known):
-        winner, before = _choose(versions[0], candidates, sizes, job)
+        winner, before = _choose(versions[0], candidates, job)
     tuning.write(updated(known, timings(candidates)))
     return _outcome(winner, candidates, before, job)
 
 
 def _choose(
-    original: Version, candidates: list[Candidate], sizes: OtherSizes, job: LoweringJob
+    original: Version, candidates: list[Candidate], job: LoweringJob
 ) -> tuple[Candidate, Latency]:
     """The fastest candidate that is right, or the program as it is; the latency of the original.
 
@@ -84,7 +83,7 @@ def _choose(
     """
     try:
         candidates += _try_apart(candidates, job)
-        finalists = _finalists(candidates, sizes, job)
+        finalists = _finalists(candidates, job)
         plain = _plain(original, candidates, job)
         if plain not in finalists:
             candidates += [] if plain in candidates else [plain]
@@ -98,7 +97,7 @@ def _choose(
             took = f"{candidate.record.milliseconds:.3g} ms"
             candidate.drop(f"clearly slower in its trial: {took}", slower=True)
     hopeful = [candidate for candidate in candidates if candidate.hopeful]
-    return first_right(hopeful, plain, before, sizes, job), before
+    return first_right(hopeful, plain, before, job), before
 
 
 def _brought_back(
@@ -141,9 +140,7 @@ def _try_apart(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candid
     return late
 
 
-def _finalists(
-    candidates: Sequence[Candidate], sizes: OtherSizes, job: LoweringJob
-) -> list[Candidate]:
+def _finalists(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
     """Builds what races in this process: the best that the worker found, and what it cannot try."""
     elsewhere = sorted((c for c in candidates if c.hopeful and c.measured), key=lambda c: c.merit)
     here = [c for c in candidates if c.hopeful and not c.measured]
@@ -152,19 +149,11 @@ def _finalists(
         if job.mix and len(built) == MOST_RIVALS:
             break
         if job.mix or not built or _is_close(candidate, built):
-            _build_best(candidate, built, sizes, job)
+            build(candidate, job)
             built += [candidate] if candidate.hopeful else []
     for candidate in here:
         build(candidate, job)
     return [c for c in (*elsewhere, *here) if c.module is not None]
-
-
-def _build_best(
-    candidate: Candidate, built: Sequence[Candidate], sizes: OtherSizes, job: LoweringJob
-) -> None:
-    """Builds a finalist; the first, which is the likely winner, is compared in full meanwhile."""
-    with nullcontext() if built or job.late else sizes.compared_meanwhile(candidate):
-        build(candidate, job)
 
 
 def _is_close(candidate: Candidate, built: Sequence[Candidate]) -> bool:
@@ -233,6 +222,7 @@ def _outcome(
 ) -> Lowered:
     assert winner.module is not None
     assert winner.latency is not None
+    compare_on_first_use(winner.module, winner.version.tolerance)
     operations = sum(n.op.startswith("call_") for n in winner.version.program.nodes)
     ranked = sorted(candidates, key=lambda candidate: candidate.record.milliseconds or math.inf)
     record = RegionRecord(

@@ -101,6 +101,9 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     kept = [c for c in candidates if c.hopeful and job.isolation and job.isolation.holds(c.key)]
     if job.isolation is None or not kept or seconds <= 0:
         return
+    if len(kept) == 1 and kept[0].trial is not None:  # there is nobody to race with
+        kept[0].timed(kept[0].trial)
+        return
     job.progress(f"measuring {len(kept)} candidates for {job.name}")
     result = job.isolation.race(
         [candidate.key for candidate in kept],

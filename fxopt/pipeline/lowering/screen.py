@@ -26,9 +26,8 @@ _CLOSE = 4.0
 _SHORT = 0.4
 _CLOSE_WHERE_SHORT = 1.5
 
-# Building it again here, and again for another batch size, takes the best one so many times as
-# long as its trial at most.
-_RESERVE = 2.0
+# Building it again here takes the best one so many times as long as its trial at most.
+_RESERVE = 1.5
 
 
 def pack(version: Version, job: LoweringJob) -> Parcel:
@@ -136,6 +135,7 @@ def _settle(candidate: Candidate, result: TrialResult, job: LoweringJob) -> None
         cut_short = result.outcome == "died" and job.late
         candidate.drop("time limit" if cut_short else result.reason)
         return
+    candidate.trial = result.latency
     candidate.note(
         error=result.errors[0].error,
         precisions=dict(result.precisions),

@@ -1,12 +1,10 @@
-"""Comparing candidates at the batch sizes of the other examples, for which some compile anew."""
+"""Comparing candidates at the batch sizes of the other examples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-from fxopt.pipeline.isolation import Isolation, Parcel
+from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.lowering.candidate import Candidate, describe, output_error
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
 from fxopt.pipeline.lowering.screen import pack
@@ -14,99 +12,48 @@ from fxopt.pipeline.lowering.screen import pack
 _NOT_ISOLATED = "not isolated"
 
 
-class OtherSizes:
-    """Finds out whether candidates are right at the other examples' sizes.
+def wrong_elsewhere(candidate: Candidate, job: LoweringJob) -> str | None:
+    """Why a candidate cannot be used at the other examples' sizes; None when it can.
 
-    Args:
-        job: Has the examples and the worker.
+    One that builds slowly may compile for each anew, which would take as long as all the rest:
+    its code for these is compared on its first use, as that for any further size (``first_use``).
     """
+    if len(job.examples) == 1 or candidate.builds_slowly:
+        return None
+    reason = _NOT_ISOLATED
+    if job.isolation is not None and not candidate.assignment.native:
+        reason = _apart(candidate, job.isolation, job)
+    if reason == _NOT_ISOLATED:
+        reason = _here(candidate, job)
+    return f"at another batch size: {reason}" if reason else None
 
-    def __init__(self, job: LoweringJob) -> None:
-        self._job = job
-        self._others = range(1, len(job.examples))
-        self._found: dict[Candidate, str] = {}
 
-    @contextmanager
-    def compared_meanwhile(self, candidate: Candidate) -> Iterator[None]:
-        """Compares in the worker while this process does something else, such as building.
-
-        That is for what takes long to compile. Both are over at the end of the block, so that
-        nothing disturbs what is timed then.
-        """
-        isolation = self._isolation(candidate)
-        if isolation is None or not candidate.builds_slowly:
-            yield
-            return
-        with (
-            pack(candidate.version, self._job) as parcel,
-            _aside(lambda: self._elsewhere(candidate, isolation, parcel), isolation) as found,
-        ):
-            yield
-        self._found[candidate] = found.result()
-
-    def wrong(self, candidate: Candidate) -> str | None:
-        """Why it cannot be used at the other examples' sizes; None when it can.
-
-        Some backends compile for each, so this is not done for more candidates than needed.
-        """
-        if not self._others:
-            return None
-        if candidate not in self._found:
-            self._found[candidate] = self._compare(candidate)
-        reason = self._found[candidate]
-        if reason == _NOT_ISOLATED:
-            reason = self._here(candidate)
-        return f"at another batch size: {reason}" if reason else None
-
-    def _compare(self, candidate: Candidate) -> str:
-        """What a trial in the worker finds wrong; empty where it is right."""
-        isolation = self._isolation(candidate)
-        if isolation is None:
-            return _NOT_ISOLATED
-        with pack(candidate.version, self._job) as parcel:
-            return self._elsewhere(candidate, isolation, parcel)
-
-    def _isolation(self, candidate: Candidate) -> Isolation | None:
-        return self._job.isolation if self._others and not candidate.assignment.native else None
-
-    def _elsewhere(self, candidate: Candidate, isolation: Isolation, parcel: Parcel) -> str:
+def _apart(candidate: Candidate, isolation: Isolation, job: LoweringJob) -> str:
+    """What a trial in the worker finds wrong; empty where it is right."""
+    with pack(candidate.version, job) as parcel:
         result = isolation.trial(
             parcel,
             candidate.assignment,
-            self._job.target,
-            timeout=self._patience(candidate),
+            job.target,
+            # a time limit leaves at least what building it took so far
+            timeout=min(PATIENCE_SECONDS, max(job.seconds_left, candidate.record.seconds, 1.0)),
             tolerance=candidate.version.tolerance,
-            which=self._others,
+            which=range(1, len(job.examples)),
             timed=False,
         )
-        if result.outcome == _NOT_ISOLATED:
-            return result.outcome
-        return result.reason or _judge([each.error for each in result.errors], candidate)
-
-    def _patience(self, candidate: Candidate) -> float:
-        """Seconds: a time limit leaves at least what building it took so far."""
-        return min(PATIENCE_SECONDS, max(self._job.seconds_left, candidate.record.seconds, 1.0))
-
-    def _here(self, candidate: Candidate) -> str:
-        """What a run in this process finds wrong; empty where it is right."""
-        examples = self._job.examples
-        try:
-            errors = [output_error(candidate, examples[index], index) for index in self._others]
-        except Exception as failure:  # noqa: BLE001 - a plugin may raise anything; it is reported
-            return describe(failure)
-        return _judge(errors, candidate)
+    if result.outcome == _NOT_ISOLATED:
+        return result.outcome
+    return result.reason or _judge([each.error for each in result.errors], candidate)
 
 
-@contextmanager
-def _aside(task: Callable[[], str], isolation: Isolation) -> Iterator[Future[str]]:
-    """Runs a task of the worker in a thread; an error or Ctrl-C in the block ends the worker."""
-    with ThreadPoolExecutor(1) as thread:
-        future = thread.submit(task)
-        try:
-            yield future
-        except BaseException:
-            isolation.close()
-            raise
+def _here(candidate: Candidate, job: LoweringJob) -> str:
+    """What a run in this process finds wrong; empty where it is right."""
+    others = list(enumerate(job.examples))[1:]
+    try:
+        errors = [output_error(candidate, flat, index) for index, flat in others]
+    except Exception as failure:  # noqa: BLE001 - a plugin may raise anything; it is reported
+        return describe(failure)
+    return _judge(errors, candidate)
 
 
 def _judge(errors: Sequence[float], candidate: Candidate) -> str:

@@ -8,14 +8,13 @@ from fxopt.cost import Latency
 from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.race import race_late
-from fxopt.pipeline.lowering.sizes import OtherSizes
+from fxopt.pipeline.lowering.sizes import wrong_elsewhere
 
 
 def first_right(
     candidates: Sequence[Candidate],
     plain: Candidate,
     before: Latency,
-    sizes: OtherSizes,
     job: LoweringJob,
 ) -> Candidate:
     """The fastest candidate that is right at every batch size and is accepted.
@@ -27,7 +26,6 @@ def first_right(
         candidates: Those that may win; some are not built in this process yet.
         plain: The program as it is: what is kept when nothing else will do.
         before: Latency of the original.
-        sizes: Compares at the other batch sizes.
         job: Says what is accepted.
     """
     left = list(candidates)
@@ -40,7 +38,7 @@ def first_right(
         left.remove(candidate)
         if candidate.median > before.median:
             continue
-        reason = sizes.wrong(candidate)
+        reason = wrong_elsewhere(candidate, job)
         if reason is None:
             reason = job.accept(candidate.module)
         if reason is None:
