@@ -39,20 +39,22 @@ def test_all_get_a_turn_in_each_round_in_changing_order():
 
 
 def test_slow_calls_get_fewer_in_a_turn():
-    found = measure({"slow": taking(400.0), "fast": taking(1.0)}, rounds=2, burst=5)
+    found = measure({"slow": taking(150.0), "fast": taking(1.0)}, rounds=2, burst=5)
     assert len(found["slow"].milliseconds) == 4
     assert len(found["fast"].milliseconds) == 10
     assert fastest(found) == ["fast", "slow"]
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "warming"), [(1.0, 50), (30.0, 2), (100.0, 2), (250.0, 1)]
+    ("milliseconds", "warming", "timed"),
+    [(1.0, 50, 3), (30.0, 2, 3), (100.0, 2, 3), (150.0, 2, 2), (250.0, 1, 1), (600.0, 0, 1)],
 )
-def test_what_is_short_warms_up_for_a_while(monkeypatch, milliseconds, warming):
+def test_what_is_short_warms_up_for_a_while(monkeypatch, milliseconds, warming, timed):
     monkeypatch.setattr(measuring, "_WARM_UP_MS", 50.0)
     turns = []
     found = measure({"a": taking(milliseconds, turns, "a")}, rounds=1, burst=3)
-    assert len(turns) == warming + len(found["a"].milliseconds) == warming + 3
+    assert len(found["a"].milliseconds) == timed
+    assert len(turns) == warming + timed
 
 
 def test_the_closer_to_the_best_the_more_rounds():
