@@ -30,6 +30,7 @@ from fxopt.plugin import (
     Tensors,
 )
 from fxopt_inductor.flat import flat_module, plain
+from fxopt_inductor.graph_cache import packed_weights_cached
 from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
 from fxopt_inductor.linears import as_convolutions, lives_by_linears
 from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
@@ -157,7 +158,13 @@ class InductorLowering(Lowering):
         examples = [plain(tensor) for tensor in inputs]
         module = self._module(examples)
         try:
-            with _COMPILING, torch.no_grad(), _forgotten(), _code_shown() as shown:
+            with (
+                _COMPILING,
+                torch.no_grad(),
+                packed_weights_cached(),
+                _forgotten(),
+                _code_shown() as shown,
+            ):
                 compiled: Compiled = torch._inductor.compile(
                     module, list(examples), options=self._options()
                 )
