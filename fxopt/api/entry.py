@@ -203,7 +203,8 @@ def _with_report(
         score_after=optimized.score_after,
         notes=(*subject.program.notes, *missing_notes(request)),
     )
-    source = Source(optimized.program, lowered.assignment, tuple(argument_names(model)))
+    names = tuple(argument_names(model))
+    source = Source(optimized.program, lowered.assignment, names, lowered.tolerance)
     return keep_source(optimized.module.attach(report), source)
 
 

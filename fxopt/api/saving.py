@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from fxopt.ir.saving import load_beside, load_program, save_program
 from fxopt.ir.saving.values import UnsavableError
 from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.isolation.records import assignment_from_json, assignment_to_json
+from fxopt.pipeline.lowering.first_use import compare_on_first_use
 from fxopt.registry import default_registry
 from fxopt.report import report_from_json, report_to_json
 
@@ -33,11 +35,13 @@ class Source:
         program: What it runs.
         assignment: Which backend takes what of it.
         names: Names of the positional arguments of the user's ``forward``.
+        tolerance: Relative output error against the original that it may show.
     """
 
     program: Program
     assignment: Assignment
     names: tuple[str, ...]
+    tolerance: float
 
     def reduce(self, module: OptimizedModule) -> tuple[Any, ...]:
         """Has ``module`` pickled as the bytes that :func:`save` writes.
@@ -97,6 +101,7 @@ def save(module: OptimizedModule, path: str | os.PathLike[str]) -> None:
     beside = {
         "shares": shares,
         "names": list(source.names),
+        "tolerance": source.tolerance,
         "report": json.loads(report_to_json(module.report)),
     }
     save_program(program, path, beside)
@@ -117,8 +122,10 @@ def load(path: str | os.PathLike[str], *, lowered: bool = True) -> OptimizedModu
     """Reads a model that :func:`save` wrote. The class of the original is not needed.
 
     Its regions run on the backends that were found to be the fastest where it was optimized, and
-    are compiled on the first call. Weights that compiled code has packed for itself then leave
-    memory: meanwhile they lie in files without a name in the folder for temporary files.
+    are compiled on the first call. They are compared with torch then, as at each further input
+    shape: where one is wrong on this machine, torch runs in its place, with a warning. Weights that
+    compiled code has packed for itself then leave memory: meanwhile they lie in files without a
+    name in the folder for temporary files.
 
     Args:
         path: The file.
@@ -135,6 +142,7 @@ def load(path: str | os.PathLike[str], *, lowered: bool = True) -> OptimizedModu
     beside = load_beside(path)
     with _explained(path):
         names = tuple(str(name) for name in beside["names"])
+        tolerance = float(beside.get("tolerance", math.inf))  # older files have none
         report = report_from_json(json.dumps(beside["report"]))
         shares = list(beside["shares"]) if lowered else []
         backends = [str(share["backend"]) for share in shares]
@@ -143,7 +151,8 @@ def load(path: str | os.PathLike[str], *, lowered: bool = True) -> OptimizedModu
     with _explained(path):
         assignment = assignment_from_json(shares, registry)
     module = emit(assignment.applied(program, target), names).attach(report)
-    return keep_source(module, Source(program, assignment, names))
+    compare_on_first_use(module, tolerance)
+    return keep_source(module, Source(program, assignment, names, tolerance))
 
 
 @contextmanager

@@ -20,8 +20,10 @@ from fxopt.frontend import capture_program
 from fxopt.ir.saving.container import read_container, write_container
 from fxopt.passes import Calibration, Context
 from fxopt.pipeline.assignment import Assignment
+from fxopt.plugin import Executable
 from fxopt.registry import default_registry
 from fxopt_fold_bn import FoldBN
+from fxopt_openvino import OpenVINO
 from fxopt_quantize import Quantize
 
 
@@ -39,9 +41,22 @@ class Net(nn.Module):
         return {"logits": self.head(x) * self.scale + shift, "features": x}
 
 
+class Scaled(Executable):
+    """Wrong code."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __call__(self, *given):
+        return tuple(1.5 * each for each in self.code(*given))
+
+
 def inputs(batch=2):
     torch.manual_seed(1)
     return {"image": torch.randn(batch, 3, 8, 8), "shift": torch.randn(batch, 5)}
+
+
+ROUGH = {"rtol": 0.02, "atol": 0.05}  # int8
 
 
 def optimized(backend, passes="fold_bn,quantize"):
@@ -72,6 +87,31 @@ def test_what_is_loaded_is_what_was_saved(on_openvino, tmp_path):
     assert loaded.state_dict().keys() == on_openvino.state_dict().keys()
     with pytest.raises(InputError, match="image"):
         loaded(image=torch.randn(2, 4, 8, 8), shift=inputs()["shift"])
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_code_that_is_wrong_where_it_is_loaded_gives_way_to_torch(
+    on_openvino, tmp_path, monkeypatch, older
+):
+    fxopt.save(on_openvino, tmp_path / "net.fxopt")
+    if older:  # those files do not say how far outputs may be off
+        rewritten(tmp_path / "net.fxopt", lambda beside: beside.pop("tolerance"))
+    loaded = fxopt.load(tmp_path / "net.fxopt")
+    expected = fxopt.load(tmp_path / "net.fxopt", lowered=False)(**inputs())
+    lower = OpenVINO.lower
+
+    def broken(*arguments):
+        lowering = lower(*arguments)
+        compile_for = lowering.compile
+        lowering.compile = lambda given: Scaled(compile_for(given))
+        return lowering
+
+    monkeypatch.setattr(OpenVINO, "lower", broken)
+    if older:
+        same(loaded(**inputs()), {name: 1.5 * value for name, value in expected.items()}, **ROUGH)
+        return
+    with pytest.warns(UserWarning, match=r"openvino.* is wrong"):
+        same(loaded(**inputs()), expected)
 
 
 LOADING = """
@@ -226,7 +266,7 @@ def test_integers_are_kept_as_such(on_openvino, tmp_path):
     FoldBN().run(program, context)
     Quantize().run(program, context)
     module = emit(program).attach(on_openvino.report)
-    keep_source(module, Source(program, Assignment(()), ()))
+    keep_source(module, Source(program, Assignment(()), (), 0.1))
     fxopt.save(module, tmp_path / "net.fxopt")
     document, tensors = read_container(tmp_path / "net.fxopt", "program")
     assert [tensor.dtype for tensor in tensors.values()].count(torch.int8) == 2

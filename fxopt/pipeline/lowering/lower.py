@@ -36,6 +36,7 @@ class Lowered:
     Attributes:
         module: The emitted module.
         version: Name of the version that it runs.
+        tolerance: Relative output error against the original that this version may show.
         assignment: Which backend takes what of it.
         record: For the report.
         before: Latency of the original.
@@ -44,6 +45,7 @@ class Lowered:
 
     module: OptimizedModule
     version: str
+    tolerance: float
     assignment: Assignment
     record: RegionRecord
     before: Latency
@@ -229,5 +231,11 @@ def _outcome(
         job.name, operations, winner.record, tuple(candidate.record for candidate in ranked)
     )
     return Lowered(
-        winner.module, winner.version.name, winner.assignment, record, before, winner.latency
+        winner.module,
+        winner.version.name,
+        winner.version.tolerance,
+        winner.assignment,
+        record,
+        before,
+        winner.latency,
     )
