@@ -10,7 +10,7 @@ from machine import letter, machine_text
 from peak import shares
 from rows import OWN, PRECISIONS, RIVAL, Results, Row
 from tabulate import tabulate
-from verdicts import ERROR_TOLERANCE, LIMITS, Summary, Verdict, summaries
+from verdicts import ERROR_TOLERANCE, LIMITS, Summary, Verdict, geometric_mean, summaries
 
 INTRODUCTION = f"""\
 Weights are random, batch norm statistics too; every int8 tool calibrates on the test input. \
@@ -184,16 +184,49 @@ def _compile_times(results: Results) -> Iterator[str]:
         "of what it tried, passes what the passes took; the rivals are those of the same precision "
         "and kind, each from the model to its first output."
     )
+    by_name = {name: [row for row in own if row.candidate == name] for name in _names(own)}
+    headers = ["optimize over its rivals", "cases", "geometric mean", "worst", "no longer than all"]
+    yield _table(headers, [_compile_summary(*each, results) for each in by_name.items()])
     headers = ["model", "batch", "", "optimize", "candidates", "passes", "rivals", "slowest rival"]
     yield _table(headers, [_compile_line(row, results) for row in own])
 
 
-def _compile_line(row: Row, results: Results) -> list[str]:
-    rivals = [
-        r
-        for r in results.of(row.model, row.batch)
-        if r.kind == RIVAL and r.precision == row.precision and (r.torch or row.kind == OWN)
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.candidate for row in rows))
+
+
+def _built_beside(row: Row, results: Results) -> list[Row]:
+    """The rivals of the precision and kind of one of fxopt's rows."""
+    return [
+        rival
+        for rival in results.of(row.model, row.batch)
+        if rival.kind == RIVAL
+        and rival.precision == row.precision
+        and (rival.torch or row.kind == OWN)
     ]
+
+
+def _compile_summary(name: str, rows: Sequence[Row], results: Results) -> list[str]:
+    ratios = {}
+    for row in rows:
+        built = sum(rival.build_seconds for rival in _built_beside(row, results))
+        if built:
+            ratios[f"{row.model}, batch {row.batch}"] = row.report["seconds"] / built
+    if not ratios:
+        return [name, "0", "-", "-", "-"]
+    worst = max(ratios, key=lambda case: ratios[case])
+    kept = sum(ratio <= 1 for ratio in ratios.values())
+    return [
+        name,
+        str(len(ratios)),
+        f"{geometric_mean([*ratios.values()]):.2f}",
+        f"{ratios[worst]:.2f} ({worst})",
+        f"{kept} of {len(ratios)}",
+    ]
+
+
+def _compile_line(row: Row, results: Results) -> list[str]:
+    rivals = _built_beside(row, results)
     slowest = max(rivals, key=lambda r: r.build_seconds, default=None)
     tried = [c for region in row.report["regions"] for c in region["candidates"]]
     return [

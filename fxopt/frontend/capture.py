@@ -62,13 +62,14 @@ class _Capture:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self._model = model
         self._inputs = inputs
+        self._expected: Any = None  # of the model for these inputs
         self._kept: dict[str, nn.Module] = {}
 
     def run(self) -> Program:
         """Captures with a symbolic batch, or else with a fixed one."""
         watch = IdentityWatch(training_modules(self._model))
         with watch.watching():
-            run_model(self._model, self._inputs)
+            self._expected = run_model(self._model, self._inputs)
         self._kept = watch.identities()
         try:
             return self._dynamic()
@@ -93,14 +94,15 @@ class _Capture:
     def _check_batches(self, program: Program, size: int) -> None:
         if not all(_is_symbolic(node) for node in _batched_inputs(program, self._inputs)):
             raise _FixedBatchError("the model's code fixes it")
-        self._check(program, self._inputs)
+        self._check(program, self._inputs, self._expected)
         for other in {size + 1, 1} - {size}:
-            self._check(program, with_batch(self._inputs, other))
+            inputs = with_batch(self._inputs, other)
+            self._check(program, inputs, run_model(self._model, inputs))
 
     def _static(self, reason: str) -> Program:
         note = f"the batch size is fixed: {reason}"
         program = self._capture(self._inputs, (), batch=False, notes=(note,))
-        self._check(program, self._inputs)
+        self._check(program, self._inputs, self._expected)
         return program
 
     def _capture(
@@ -124,9 +126,8 @@ class _Capture:
         assert calls.out_spec is not None
         return Program(module, Signature(calls.in_spec, calls.out_spec, batch), notes)
 
-    def _check(self, program: Program, inputs: Inputs) -> None:
-        expected = pytree.tree_leaves(run_model(self._model, inputs))
-        difference = mismatch(_run_program(program, inputs), expected)
+    def _check(self, program: Program, inputs: Inputs, expected: Any) -> None:
+        difference = mismatch(_run_program(program, inputs), pytree.tree_leaves(expected))
         if difference:
             size = batch_size(inputs)
             raise CaptureError(f"the captured program differs at batch {size}: {difference}")

@@ -35,6 +35,7 @@ from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
 from fxopt_inductor.linears import as_convolutions, lives_by_linears
 from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
 from fxopt_inductor.lowp.safety import compiler_sees_addends, protect_addends
+from fxopt_inductor.templates import may_pay
 from fxopt_inductor.toolchain import knows_instructions, missing_toolchain
 
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
@@ -48,9 +49,6 @@ _WORTH = 0.02
 
 _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
 _LOW = {"bf16", "int4"}  # what computes on bfloat16
-# Where the CPU has none of these, products of bytes that Inductor writes run on float32 vectors:
-# mobilenet_v2 took 178 ms on AVX2, and 11 with the library's.
-_BYTE_FEATURES = {"avx512_vnni", "amx_int8"}
 _PRODUCTS: dict[str, dict[str, Any]] = {
     "library": {},
     "convolution": {},
@@ -118,7 +116,7 @@ class Inductor(Backend):
         calling = replace(self, cpp_wrapper=True)
         faster_calls = (calling,) if calls * _CALL_MS > _WORTH * milliseconds else ()
         if _holds_int8(program):
-            return (*faster_calls, *calling.templates(target))
+            return (*faster_calls, *calling.templates(program, target))
         if (
             self.precision == "f32"
             and torch.backends.mkl.is_available()
@@ -127,10 +125,9 @@ class Inductor(Backend):
             return (*faster_calls, replace(self, products="convolution"))
         return faster_calls
 
-    def templates(self, target: Target) -> tuple[Inductor, ...]:
-        """The same with int8 products of its own, on CPUs for which it writes fast ones."""
-        fast = _BYTE_FEATURES & set(target.features)
-        return (replace(self, products="template"),) if fast else ()
+    def templates(self, program: Program, target: Target) -> tuple[Inductor, ...]:
+        """The same with int8 products of its own, where these may be the faster ones."""
+        return (replace(self, products="template"),) if may_pay(program, target) else ()
 
     def unavailable(self) -> str | None:
         return missing_toolchain()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,9 @@ from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_opera
 from fxopt_inductor.lowp.folding import fold_constants
 from fxopt_inductor.lowp.safety import protect_addends
 
+_INTEGERS = {torch.int8, torch.uint8, torch.int32}  # what quantized weights are kept in
+_IDLE = "no layer of the program is quantized, so it has nothing to do"
+
 
 @dataclass(frozen=True)
 class OneDNN(Backend):
@@ -44,14 +48,15 @@ class OneDNN(Backend):
         """Why it cannot take ``program``; None when it can."""
         if target.name not in self.info.targets:
             return f"it lowers to cpu, not to {target.name}"
-        return None
+        tensors = chain(program.module.parameters(), program.module.buffers())
+        return None if any(tensor.dtype in _INTEGERS for tensor in tensors) else _IDLE
 
     def tunings(
         self, program: Program, inputs: Tensors, target: Target, milliseconds: float
     ) -> Sequence[Backend]:
         """The same operators called from compiled code, with what lies between them fused."""
         compiled = Inductor(cpp_wrapper=True)
-        return (compiled, *compiled.templates(target))
+        return (compiled, *compiled.templates(program, target))
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> Lowering:
         """Nothing is translated before sizes are known."""
@@ -77,7 +82,7 @@ class OneDNNLowering(Lowering):
         with torch.no_grad():
             module = flat_module(self._program, [plain(tensor) for tensor in inputs])
             if not is_quantized(module):
-                raise BackendError("no layer of the program is quantized, so it has nothing to do")
+                raise BackendError(_IDLE)
             module = rewrite(module, Form(compiled=False))
             fold_constants(module)
             protect_addends(module.graph)

@@ -94,8 +94,9 @@ def test_nothing_stays_replaced():
     names = {
         codecache.FxGraphCachePickler: "_reduce_tensor",
         codecache.FxGraphCache: "_get_shape_env",
-        codecache.CacheabilityValidator: "check_tensor",
     }
+    if hasattr(codecache, "CacheabilityValidator"):  # from torch 2.13 on
+        names[codecache.CacheabilityValidator] = "check_tensor"
     before = {owner: vars(owner).get(name) for owner, name in names.items()}
     with packed_weights_cached():
         assert all(vars(owner)[name] is not before[owner] for owner, name in names.items())

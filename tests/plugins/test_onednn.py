@@ -216,8 +216,18 @@ def test_other_convolutions_on_a_scale_for_each_channel_stay_in_float():
 def test_a_float_program_is_refused():
     b = Builder(fc=nn.Linear(4, 4))
     program = b.program(b.call("fc", b.input("x", 2, 4)))
-    with pytest.raises(BackendError, match="no layer of the program is quantized"):
+    idle = "no layer of the program is quantized"
+    assert OneDNN().unsupported(program, CPU).startswith(idle)  # before anything is built
+    with pytest.raises(BackendError, match=idle):
         compiled(program, torch.randn(2, 4))
+
+
+def test_programs_with_quantized_weights_are_taken():
+    for layer in (qconv(nn.Conv2d(4, 8, 3)), qlinear(nn.Linear(4, 4))):
+        b = Builder(layer=layer)
+        size = (2, 4, 8, 8) if layer.family == "convolution" else (2, 4)
+        program = b.program(b.call("layer", b.input("x", *size)))
+        assert OneDNN().unsupported(program, CPU) is None
 
 
 def test_where_it_wins_compiled_calls_of_the_same_operators_are_tried():

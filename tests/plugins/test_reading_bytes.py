@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fxopt.cost import find_target
-from fxopt_inductor import Inductor, OneDNN
+from fxopt_inductor import Inductor
 from fxopt_inductor.flat import flat_module
 from fxopt_inductor.lowp import Form, heavy_kernels, rewrite
 from fxopt_quantize.modules import FakeQuantize
@@ -82,21 +82,3 @@ def test_inductor_reads_bytes_slowly_on_avx2(features, fast, monkeypatch):
         expected = program(x)
     for output, wanted in zip(code(x), expected, strict=True):
         assert float((output - wanted).abs().max()) <= 0.021
-
-
-@pytest.mark.parametrize(
-    ("features", "fast"),
-    [
-        (("avx2",), False),
-        (("avx2", "avx_vnni"), False),
-        (("avx2", "avx512f", "avx512_vnni"), True),
-        (("avx512f", "amx_int8"), True),
-    ],
-)
-def test_products_of_inductors_own_are_tried_where_it_writes_fast_ones(features, fast):
-    b = Builder(conv=qconv(nn.Conv2d(4, 8, 3)), rounding=FakeQuantize(0.02, 128))
-    program = b.program(b.call("conv", b.call("rounding", b.input("x", 2, 4, 8, 8))))
-    target, x = replace(CPU, features=features), torch.randn(2, 4, 8, 8)
-    for backend in (OneDNN(), Inductor()):
-        found = [each.label for each in backend.tunings(program, (x,), target, milliseconds=1.0)]
-        assert ("inductor template c++" in found) == fast
