@@ -65,6 +65,7 @@ def measure(
     burst: int = 5,
     narrowing: bool = False,
     seconds: float | None = None,
+    fewest: int = _FEWEST_ROUNDS,
     watch: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Latency]:
     """Times callables in turns, in bursts.
@@ -80,7 +81,8 @@ def measure(
         narrowing: Whether to take those out between rounds that are slower than the best one by
             more than chance, and to end when no one is left who may be faster by what matters
             (:func:`standing`). Without it, all get all their turns.
-        seconds: No further round begins once so much time was spent and there were two.
+        seconds: No further round begins once so much time was spent and there were ``fewest``.
+        fewest: Rounds that time is taken for in any case.
         watch: Is told whose turn begins.
 
     Returns:
@@ -95,7 +97,7 @@ def measure(
             turns[name].append(_burst(candidates[name], burst))
         if done < _FEWEST_ROUNDS:
             continue
-        if seconds is not None and time.monotonic() - start > seconds:
+        if seconds is not None and done >= fewest and time.monotonic() - start > seconds:
             break
         if narrowing:
             racing, settled = standing(turns, racing)

@@ -7,7 +7,7 @@ names the nodes of our graph that it computes, so those calls can be given the n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fxopt.plugin import Kernel
@@ -77,23 +77,36 @@ def read_kernels(code: str, layers: Mapping[str, Kernel] | None = None) -> tuple
             them are given their names and kinds, and come first, in the order of the graph.
     """
     layers = layers or {}
-    calls = list(_calls(code))
+    found, again, rest = _by_name(_calls(code), layers)
+    # Where the comment names only what was fused, or a layer before, or there is none, what is left
+    # is matched in order.
+    open_layers = {name: layer for name, layer in layers.items() if name not in found}
+    unnamed = [kernel for kernel in rest if kernel.kind in HEAVY_KINDS]
+    for called in (unnamed, again):
+        if _correspond(list(open_layers.values()), called):
+            pairs = zip(open_layers.items(), called, strict=True)
+            found |= {name: _named(layer, kernel) for (name, layer), kernel in pairs}
+            rest = [kernel for kernel in rest if called is again or kernel not in unnamed]
+            break
+    return (*(found[name] for name in layers if name in found), *rest)
+
+
+def _by_name(
+    calls: Iterable[_Call], layers: Mapping[str, Kernel]
+) -> tuple[dict[str, Kernel], list[Kernel], list[Kernel]]:
+    """The layers that calls name; the calls that name none but known ones; those that name none."""
     found: dict[str, Kernel] = {}
+    again: list[Kernel] = []
     rest: list[Kernel] = []
     for call in calls:
         # a comment may name what comes before as well, where that is only viewed in between
         computed = [s for s in call.sources if s in layers and _fits(layers[s], call.kernel)]
+        if not computed:
+            rest.append(call.kernel)
+        elif found.keys() >= set(computed):
+            again.append(call.kernel)
         found |= {source: _named(layers[source], call.kernel) for source in computed}
-        rest += [] if computed else [call.kernel]
-    # Where the comment names only what was fused, or there is none, what is left is matched in
-    # order.
-    open_layers = {name: layer for name, layer in layers.items() if name not in found}
-    unnamed = [kernel for kernel in rest if kernel.kind in HEAVY_KINDS]
-    if _correspond(list(open_layers.values()), unnamed):
-        for (name, layer), kernel in zip(open_layers.items(), unnamed, strict=True):
-            found[name] = _named(layer, kernel)
-        rest = [kernel for kernel in rest if kernel.kind not in HEAVY_KINDS]
-    return (*(found[name] for name in layers if name in found), *rest)
+    return found, again, rest
 
 
 def _correspond(layers: list[Kernel], called: list[Kernel]) -> bool:

@@ -69,12 +69,15 @@ def test_one_that_is_left_ends_the_rounds():
     assert Counter(len(each.milliseconds) for each in found.values()) == {2: 2}
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 2), (3.5, 5), (None, 6)])
-def test_rounds_end_when_time_is_up(monkeypatch, seconds, rounds):
+@pytest.mark.parametrize(
+    ("seconds", "fewest", "rounds"),
+    [(0.0, 2, 2), (3.5, 2, 5), (None, 2, 6), (0.0, 4, 4), (0.0, 9, 6)],
+)
+def test_rounds_end_when_time_is_up(monkeypatch, seconds, fewest, rounds):
     now = iter(range(100))
     monkeypatch.setattr(measuring.time, "monotonic", lambda: float(next(now)))
     calls = {"a": taking(1.0), "b": taking(1.0)}
-    found = measure(calls, rounds=6, burst=1, seconds=seconds)
+    found = measure(calls, rounds=6, burst=1, seconds=seconds, fewest=fewest)
     # one look at the clock before the first round, and one after each from the second on
     assert {len(each.milliseconds) for each in found.values()} == {rounds}
 

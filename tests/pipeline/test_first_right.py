@@ -158,7 +158,7 @@ def test_a_race_is_short_where_nothing_can_be_chosen_or_time_is_up(
         timed(candidate, 1.0)
     given = []
 
-    def measure(calls, seconds, **rules):
+    def measure(calls, *, seconds, **rules):
         given.append(seconds)
         return dict.fromkeys(calls, Latency((1.0,)))
 

@@ -264,6 +264,27 @@ def call(self, args):
     )
 
 
+def test_a_call_that_names_the_layer_before_is_that_of_the_one_which_nothing_names():
+    code = """
+def call(self, args):
+    # Topologically Sorted Source Nodes: [up], Original ATen: [onednn.qlinear_pointwise]
+    buf1 = torch.ops.onednn.qlinear_pointwise.tensor(buf0, x_scale, _frozen_param3)
+    # Topologically Sorted Source Nodes: [up, add_2], Original ATen: [onednn.qlinear_pointwise]
+    torch.ops.onednn.qlinear_pointwise.binary_tensor(buf1, x_scale_1, _frozen_param4, buf0, 'sum')
+    # Topologically Sorted Source Nodes: [linear], Original ATen: [aten.linear]
+    buf3 = torch.ops.mkl._mkl_linear.default(buf2, _frozen_param3)
+    return (buf3, )
+"""
+    layers = {
+        "up": Kernel("mlp.0", "MatMul", "int8"),
+        "down": Kernel("mlp.3", "MatMul", "int8"),
+        "linear": Kernel("head", "MatMul", "f32"),
+    }
+    assert read_kernels(code, layers) == tuple(layers.values())
+    alone = {name: layers[name] for name in ("up", "linear")}
+    assert read_kernels(code, alone) == tuple(alone.values())  # a layer of two calls is one
+
+
 def test_a_call_is_not_taken_for_what_comes_before_it():
     code = """\
 def call(self, args):

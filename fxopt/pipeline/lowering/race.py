@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ _ORIGINAL = "original"
 # right 66 times of 100 in six turns, and 69 times in twelve (simulated).
 _ROUNDS = 16
 _SECONDS = 10.0
+_FEWEST = 6  # however slow calls are, unless there is a time limit
 
 # Where there is nothing to choose, timings are for the report alone.
 _SECONDS_TO_TELL = 2.0
@@ -41,7 +43,7 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
         seconds = max(seconds, min(_SECONDS, job.seconds_left))
     turns: list[str] = []
     try:
-        latencies = _measured({_ORIGINAL: job.original, **calls}, seconds, turns.append)
+        latencies = _measured({_ORIGINAL: job.original, **calls}, _limits(seconds), turns.append)
     except Exception as failure:
         culprit = racing.get(turns[-1])
         if culprit is None or culprit.assignment.native:
@@ -54,10 +56,18 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
 
 
 def _measured(
-    calls: Mapping[str, Callable[[], object]], seconds: float, watch: Callable[[str], None]
+    calls: Mapping[str, Callable[[], object]],
+    limits: Mapping[str, Any],
+    watch: Callable[[str], None],
 ) -> dict[str, Latency]:
     with torch.no_grad():
-        return measure(calls, rounds=_ROUNDS, narrowing=True, seconds=seconds, watch=watch)
+        return measure(calls, watch=watch, **limits)
+
+
+def _limits(seconds: float) -> dict[str, Any]:
+    """How long a race may take; as arguments of ``measure``."""
+    limits = {"rounds": _ROUNDS, "narrowing": True, "seconds": seconds}
+    return limits if seconds < _SECONDS else limits | {"fewest": _FEWEST}
 
 
 def race_late(
@@ -111,9 +121,7 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
         [candidate.key for candidate in kept],
         job.target,
         timeout=PATIENCE_SECONDS,
-        rounds=_ROUNDS,
-        narrowing=True,
-        seconds=seconds,
+        **_limits(seconds),
     )
     for candidate in kept:
         if candidate.key in result.latencies:
