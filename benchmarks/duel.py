@@ -18,6 +18,7 @@ _SECONDS = 45.0
 _TURNS = (16, 60)  # fewest and most of each of the two
 _BURST = 9
 _TURN_SECONDS = 0.35  # the pause and the warm-up of a turn
+_TIMED_SECONDS = 0.4  # after which a turn ends
 
 
 def duel(rows: Sequence[Row], calls: Mapping[str, Call]) -> None:
@@ -51,5 +52,5 @@ def ratio_of(own: Callable[[], object], rival: Callable[[], object], millisecond
 def _turns(milliseconds: float) -> int:
     """How many fit, of two candidates that together take so long a call."""
     fewest, most = _TURNS
-    turn = 2 * _TURN_SECONDS + 1e-3 * _BURST * milliseconds
+    turn = 2 * _TURN_SECONDS + min(1e-3 * _BURST * milliseconds, 2 * _TIMED_SECONDS)
     return max(fewest, min(most, int(_SECONDS / turn)))

@@ -182,7 +182,7 @@ def _compile_times(results: Results) -> Iterator[str]:
     yield (
         "Seconds. optimize is one call with all its checks and measurements; candidates is the sum "
         "of what it tried, passes what the passes took; the rivals are those of the same precision "
-        "and kind, each from the model to its first output."
+        "and kind that could be built, each from the model to its first output."
     )
     by_name = {name: [row for row in own if row.candidate == name] for name in _names(own)}
     headers = ["optimize over its rivals", "cases", "geometric mean", "worst", "no longer than all"]
@@ -196,11 +196,12 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def _built_beside(row: Row, results: Results) -> list[Row]:
-    """The rivals of the precision and kind of one of fxopt's rows."""
+    """The rivals of the precision and kind of one of fxopt's rows, of those that were built."""
     return [
         rival
         for rival in results.of(row.model, row.batch)
         if rival.kind == RIVAL
+        and rival.measured
         and rival.precision == row.precision
         and (rival.torch or row.kind == OWN)
     ]

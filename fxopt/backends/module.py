@@ -111,9 +111,7 @@ class LoweredModule(LeafModule):
                 "torch, which is slower; pad to fewer sizes if that matters",
                 stacklevel=2,
             )
-        with torch.no_grad():
-            outputs: tuple[torch.Tensor, ...] = self.fxopt_source(*inputs)
-        return outputs
+        return _Source(self.fxopt_source)(*inputs)
 
     def train(self, mode: bool = True) -> LoweredModule:
         """Switches to training; afterwards, the weights may have changed."""
@@ -154,7 +152,8 @@ class LoweredModule(LeafModule):
             with large_pages():
                 if self._lowering is None:
                     self._lowering = self._backend.lower(self._program, inputs, self._target)
-                executable = self._right(self._lowering.compile(inputs), inputs)
+                code = self._lowering.compile(inputs)
+            executable = self._right(code, inputs)
             self._compiled.add(key, executable)
             give_back(chain(self.fxopt_source.parameters(), self.fxopt_source.buffers()))
             return executable

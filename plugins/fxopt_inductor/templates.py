@@ -8,11 +8,12 @@ from fxopt.plugin import LeafModule, Program, Target, multiply_adds
 # AVX2, and 11 with the library's.
 _FEATURES = {"avx512_vnni", "amx_int8"}
 
-# They save calls and fuse with all that follows, and the library multiplies faster. On a Zen 4 they
-# took 0.72 to 1.03 of the library's time on convolutional nets of 3 to 6 million multiply-adds a
-# layer (1.93 on shufflenet), and 1.00 to 7.1 on those of 20 million and more, at 20 to 140 seconds
-# of compiling. A batch of one is captured as two, so that its layers count twice. Nets of linear
-# layers do not follow that: BERT-base took 0.97, swin_t 1.22.
+# They save calls and fuse with all that follows, and the library multiplies faster. On the machines
+# with VNNI of benchmarks/results/latency.md they took 0.72 to 1.03 of the library's time on
+# convolutional nets of 3 to 6 million multiply-adds a layer (shufflenet 1.93), and 1.00 to 7.1 on
+# those of 20 million and more, at 6 to 140 seconds of compiling. A batch of one is captured as two,
+# so that its layers count twice. Nets of linear layers do not follow that: BERT-base took 0.97,
+# swin_t 1.22.
 _MOST = 15_000_000
 
 

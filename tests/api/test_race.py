@@ -51,6 +51,13 @@ class WrongElsewhere(Backend):
 
 
 @dataclass(frozen=True)
+class SlowlyWrongElsewhere(WrongElsewhere):
+    """The same, and slow to build."""
+
+    info = BackendInfo("slowly_wrong_elsewhere", ("cpu",), builds_slowly=True)
+
+
+@dataclass(frozen=True)
 class FailsLater(Backend):
     info = BackendInfo("fails_later", ("cpu",))
 
@@ -129,6 +136,17 @@ def test_excluded_with_a_reason(model, x, plugins, backend, reason):
     assert region.chosen.backend != backend.info.name
     with torch.no_grad():
         assert (fast(x) - model(x)).abs().max() < 1e-4
+
+
+def test_what_builds_slowly_is_compared_when_another_size_is_first_used(model, x, plugins):
+    plugins(backends=[SlowlyWrongElsewhere])
+    fast = fxopt.optimize(model, (x,), backends=["slowly_wrong_elsewhere", "eager"])
+    assert fast.report.regions[0].chosen.backend == "slowly_wrong_elsewhere"
+    other = torch.cat([x, x, x])
+    with torch.no_grad(), pytest.warns(UserWarning, match="slowly_wrong_elsewhere.* is wrong"):
+        found = fast(other)
+    with torch.no_grad():
+        assert (found - model(other)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("question", ["variants", "unsupported", "refuses"])

@@ -83,11 +83,13 @@ def test_small_weights_that_are_written_into_the_code_are_told_apart():
         torch.testing.assert_close(code(image(2))[0], program(image(2))[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_torch_with_another_cache_compiles_as_ever(monkeypatch):
-    before = codecache.FxGraphCachePickler._reduce_tensor
-    monkeypatch.delattr(codecache, "is_frozen_param")
+@pytest.mark.parametrize("name", ["is_frozen_param", "FxGraphCache", "FxGraphCachePickler"])
+def test_nothing_is_replaced_in_a_torch_with_another_cache(name, monkeypatch):
+    owners = (codecache.FxGraphCachePickler, codecache.FxGraphCache)
+    before = [dict(vars(owner)) for owner in owners]
+    monkeypatch.delattr(codecache, name)
     with packed_weights_cached():
-        assert codecache.FxGraphCachePickler._reduce_tensor is before
+        assert [dict(vars(owner)) for owner in owners] == before
 
 
 def test_nothing_stays_replaced():
