@@ -175,6 +175,8 @@ def _dispatch(model: nn.Module, inputs: Any, request: Request) -> OptimizedModul
     try:
         program = capture_program(model, *inputs)
     except CaptureError as error:
+        if next(model.children(), None) is None:
+            raise  # there are no parts to try, and this says why
         return optimize_parts(model, inputs, request, error)
     subject = Subject("whole net", twin, program, inputs, request.calibration, request.training)
     return _with_report(model, subject, optimize_subject(subject, request), request)

@@ -11,6 +11,7 @@ from fxopt.cost import find_target
 from fxopt.errors import (
     BackendError,
     CalibrationError,
+    CaptureError,
     FxoptError,
     InputError,
     NotYetError,
@@ -174,3 +175,9 @@ def test_missing_fact(model, x, plugins):
     plugins(passes=[Needy, Lunar], facts=[Fact("moon_is_full", "a full moon", _never)])
     with pytest.raises(PlanError, match=r"lunar can provide it"):
         fxopt.optimize(model, (x,), passes="needy")
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, torch.nn.Sequential], ids=["layer", "net"])
+def test_inputs_of_a_wrong_size_are_told_as_torch_tells_them(wrap):
+    with pytest.raises(CaptureError, match=r"cannot be multiplied \(2x5 and 4x2\)"):
+        fxopt.optimize(wrap(torch.nn.Linear(4, 2)), (torch.randn(2, 5),))
