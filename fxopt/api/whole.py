@@ -33,12 +33,13 @@ from fxopt.pipeline import (
     lower,
     plan,
     reduced_version,
-    run_flat,
     unrounded_version,
 )
 from fxopt.pipeline.lowering.candidate import describe
 from fxopt.report import PassRecord
 from fxopt.training import Trainer
+
+_FEW = 3  # rows
 
 # Beyond this, bfloat16 is no rounding any more: deep nets drift by 0.5 % in it.
 _REDUCED_DRIFT = 0.1
@@ -99,7 +100,7 @@ def optimize_subject(subject: Subject, request: Request) -> Optimized:
     calibration = _calibration(subject)
     before = None if request.evaluate is None else score_of(request.evaluate, subject.model)
     outcome = _run_passes(subject, request, examples, calibration, before)
-    original = exact_version(outcome.exact, [run_flat(subject.program, flat) for flat in examples])
+    original = exact_version(outcome.exact, outcome.reference)
     versions = _versions(outcome, original, examples, request)
     if _is_taught(subject, outcome, request):
         # what has learned nothing is no answer, however fast it is
@@ -152,12 +153,15 @@ def _is_taught(subject: Subject, outcome: Outcome, request: Request) -> bool:
 
 
 def example_batches(subject: Subject) -> list[list[Any]]:
-    """Flat example inputs: the user's, and where the batch is symbolic, at another size."""
+    """Flat example inputs: the user's, and where the batch is symbolic, at another size.
+
+    A large batch has a small one beside it, on which nothing takes long.
+    """
     signature = subject.program.signature
     batches = [subject.inputs]
     size = batch_size(subject.inputs)
     if signature.batch and size is not None:
-        batches.append(with_batch(subject.inputs, size + 1))
+        batches.append(with_batch(subject.inputs, _FEW if size > _FEW else size + 1))
     return [signature.flatten(args, kwargs) for args, kwargs in batches]
 
 

@@ -22,7 +22,6 @@ from fxopt.pipeline.lowering import (
     lossy_version,
     lower,
     reduced_version,
-    run_flat,
     unrounded_version,
 )
 from fxopt.pipeline.manager import Outcome, PassManager
@@ -57,6 +56,5 @@ __all__ = [
     "lower",
     "plan",
     "reduced_version",
-    "run_flat",
     "unrounded_version",
 ]

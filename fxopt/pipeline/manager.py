@@ -42,12 +42,14 @@ class Outcome:
         unrounded: The program after the accepted passes but those that round
             (:attr:`fxopt.passes.PassInfo.rounds`): ``program`` itself where none of these was
             accepted, and ``exact`` itself where no other lossy pass was.
+        reference: Flat outputs of the original, one tuple per example.
         records: What became of each pass, in order.
     """
 
     program: Program
     exact: Program
     unrounded: Program
+    reference: Outputs
     records: tuple[PassRecord, ...]
 
 
@@ -203,7 +205,8 @@ class _Run:
         records = tuple(record for chapter in found for record in chapter)
         for instrument in self._instruments:
             instrument.end(self._program, records)
-        return Outcome(self._program, self._exact, self._unrounded, records)
+        reference = self._examiner.numbers.reference
+        return Outcome(self._program, self._exact, self._unrounded, reference, records)
 
     def _step(self, item: Pass) -> PassRecord:
         trial = self._attempt(item)

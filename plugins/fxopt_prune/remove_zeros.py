@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from fxopt.plugin import Context, Exact, Pass, PassError, PassInfo, PassResult, Program
 from fxopt_prune.channels import Structure, find_groups
@@ -33,13 +36,18 @@ class RemoveZeros(Pass):
         if not context.examples:
             raise PassError("remove_zeros runs each operation once, and there are no examples")
         structure = find_groups(program)
-        units = _all_but_one(structure, zero_units(program, structure, context.examples[0]))
+        units = _all_but_one(structure, zero_units(program, structure, _smallest(context.examples)))
         with program.edit() as edit:
             done = bool(units) and remove(
                 program, edit, structure, units, f"{len(units)} zero units removed"
             )
         found = f"{len(units)} units that were zero" if done else "no unit is zero for any input"
         return edit.result(found, units=len(units) if done else 0)
+
+
+def _smallest(examples: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    """Which sizes there are does not matter to what is zero for any of them."""
+    return min(examples, key=lambda flat: sum(t.numel() for t in flat if torch.is_tensor(t)))
 
 
 def _all_but_one(structure: Structure, units: list[int]) -> list[int]:

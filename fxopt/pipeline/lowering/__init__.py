@@ -9,7 +9,6 @@ from fxopt.pipeline.lowering.version import (
     exact_version,
     lossy_version,
     reduced_version,
-    run_flat,
     unrounded_version,
 )
 
@@ -23,6 +22,5 @@ __all__ = [
     "lossy_version",
     "lower",
     "reduced_version",
-    "run_flat",
     "unrounded_version",
 ]

@@ -90,14 +90,14 @@ def _with_slack(
 ) -> float:
     """What lowering ``program`` may drift from ``original``."""
     drifts = [
-        compare(run_flat(program, flat), reference).error
+        compare(_run_flat(program, flat), reference).error
         for flat, reference in zip(examples, original.reference, strict=True)
     ]
     tolerance = LOSSY_SLACK * max(drifts) + original.tolerance
     return tolerance if limit is None else min(tolerance, limit)
 
 
-def run_flat(program: Program, flat: Sequence[Any]) -> tuple[Any, ...]:
+def _run_flat(program: Program, flat: Sequence[Any]) -> tuple[Any, ...]:
     """The flat outputs of a program, computed in full precision and without gradients."""
     with torch.no_grad(), full_precision():
         return program(*flat)
