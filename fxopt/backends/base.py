@@ -149,6 +149,13 @@ class Backend(ABC):
         """
         return ()
 
+    def spare(self) -> Backend | None:
+        """What is tried where this one fails to build, crashes or is wrong; None for nothing.
+
+        Such as settings that are slower, and that fewer things can go wrong with.
+        """
+        return None
+
     @property
     def label(self) -> str:
         """What reports call this variant."""

@@ -26,8 +26,10 @@ from fxopt.plugin import (
     LeafModule,
     Lowering,
     Program,
+    Roofline,
     Target,
     Tensors,
+    multiply_adds,
 )
 from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.graph_cache import packed_weights_cached
@@ -43,9 +45,12 @@ Precision = Literal["f32", "bf16"]
 Products = Literal["library", "convolution", "template", "autotune"]
 
 # What a call from C++ saves against one from Python (torch.compile of resnet50 in bfloat16: 1.4 ms
-# of 25.3 in 122 calls); what share of the latency is worth a build.
+# of 25.3 in 122 calls); what share of the latency is worth it.
 _CALL_MS = 0.01
 _WORTH = 0.02
+
+# Peaks of matrix products over the one in float32, on a Xeon with VNNI and AVX512-BF16.
+_FASTER = {"f32": 1.0, "bf16": 2.2, "int8": 4.8}
 
 _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
 _LOW = {"bf16", "int4"}  # what computes on bfloat16
@@ -97,10 +102,14 @@ class Inductor(Backend):
         return " ".join([self.info.name, *settings])
 
     def variants(self, program: Program, target: Target, exact: bool) -> Sequence[Backend]:
-        """Float32; for lossy programs bfloat16 as well, on CPUs that have instructions for it."""
-        if exact or not _BF16_FEATURES & set(target.features):
-            return (self,)
-        return (self, replace(self, precision="bf16"))
+        """Float32; for lossy programs bfloat16 as well, on CPUs that have instructions for it.
+
+        Where the arithmetic at the machine's peak takes so little time that calls matter, they are
+        compiled to C++ from the beginning, which saves a build.
+        """
+        has_bf16 = bool(_BF16_FEATURES & set(target.features)) and not exact
+        settings = (self, replace(self, precision="bf16")) if has_bf16 else (self,)
+        return tuple(each._called_well(program, target) for each in settings)
 
     def tunings(
         self, program: Program, inputs: Tensors, target: Target, milliseconds: float
@@ -110,20 +119,30 @@ class Inductor(Backend):
         Quantized nets of small layers are several times as fast with products of Inductor's own,
         and large ones with the library's.
         """
-        if self.cpp_wrapper:
+        if self.products != "library":
             return ()
-        calls = sum(node.op.startswith("call_") for node in program.nodes)
-        calling = replace(self, cpp_wrapper=True)
-        faster_calls = (calling,) if calls * _CALL_MS > _WORTH * milliseconds else ()
+        matter = not self.cpp_wrapper and _calls_matter(program, milliseconds)
+        calling = replace(self, cpp_wrapper=True) if matter else self
+        faster_calls = (calling,) if matter else ()
         if _holds_int8(program):
-            return (*faster_calls, *calling.templates(program, target))
+            return (*faster_calls, *replace(self, cpp_wrapper=True).templates(program, target))
         if (
             self.precision == "f32"
             and torch.backends.mkl.is_available()
             and lives_by_linears(program)
         ):
-            return (*faster_calls, replace(self, products="convolution"))
+            return (*faster_calls, replace(calling, products="convolution"))
         return faster_calls
+
+    def spare(self) -> Backend | None:
+        """Calls from Python, of whatever operator there is."""
+        return replace(self, cpp_wrapper=False) if self.cpp_wrapper else None
+
+    def _called_well(self, program: Program, target: Target) -> Inductor:
+        precision = "int8" if _holds_int8(program) else self.precision
+        peak = _FASTER[precision] * Roofline.of(target).products
+        fastest = sum(multiply_adds(program).values()) / peak
+        return replace(self, cpp_wrapper=self.cpp_wrapper or _calls_matter(program, fastest))
 
     def templates(self, program: Program, target: Target) -> tuple[Inductor, ...]:
         """The same with int8 products of its own, where these may be the faster ones."""
@@ -224,6 +243,11 @@ class InductorExecutable(Executable):
 
 def _is_wide(target: Target) -> bool:
     return "avx2" not in target.features or "avx512f" in target.features
+
+
+def _calls_matter(program: Program, milliseconds: float) -> bool:
+    calls = sum(node.op.startswith("call_") for node in program.nodes)
+    return calls * _CALL_MS > _WORTH * milliseconds
 
 
 def _holds_int8(program: Program) -> bool:

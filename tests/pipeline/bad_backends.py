@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -127,6 +127,28 @@ class Fleet(Bad):
 
 
 @dataclass(frozen=True)
+class Spared(Bad):
+    """Has a right one in the place of what fails.
+
+    Attributes:
+        first: What its only variant does; set by tests.
+    """
+
+    first: ClassVar[str] = "is right"
+    info = BackendInfo(name="spared", targets=("cpu",))
+
+    @property
+    def label(self):
+        return f"spared that {self.what}"
+
+    def variants(self, program, target, exact):
+        return [Spared(self.first)]
+
+    def spare(self):
+        return Spared("is right")
+
+
+@dataclass(frozen=True)
 class Named(Bad):
     """Goes by its behaviour in reports."""
 
@@ -139,4 +161,4 @@ class Named(Bad):
 
 @hookimpl
 def fxopt_backends():
-    return [Bad, Fleet, Named]
+    return [Bad, Fleet, Named, Spared]

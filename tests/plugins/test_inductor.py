@@ -19,7 +19,7 @@ from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
 from fxopt_inductor.linears import as_convolutions, lives_by_linears
 from fxopt_inductor.lowp import Form, heavy_kernels, missing_operators, rewrite
 from fxopt_quantize import Quantize
-from tests.building import image, small_cnn
+from tests.building import Builder, image, small_cnn
 
 CPU = find_target("cpu")
 needs_bfloat16 = pytest.mark.skipif(
@@ -224,6 +224,18 @@ def test_variants(features, exact, precisions):
     variants = Inductor().variants(small_cnn(), target, exact)
     assert [variant.precision for variant in variants] == precisions
     assert len({variant.label for variant in variants}) == len(variants)
+
+
+@pytest.mark.parametrize(
+    ("rows", "called"),  # whose multiply-adds take 0.02, 0.9 and 1.4 ms at the float32 peak
+    [(256, ["f32 c++", "bf16 c++"]), (10_000, ["f32", "bf16 c++"]), (16_000, ["f32", "bf16"])],
+)
+def test_calls_are_compiled_where_the_arithmetic_takes_little(rows, called):
+    target = replace(CPU, features=("avx512f", "avx512_bf16"), threads=1)
+    b = Builder(layer=nn.Linear(64, 64))
+    program = b.program(b.call("layer", b.input("x", rows, 64)))
+    found = Inductor().variants(program, target, exact=False)
+    assert [f"{v.precision}{' c++' * v.cpp_wrapper}" for v in found] == called
 
 
 def test_labels_tell_settings():

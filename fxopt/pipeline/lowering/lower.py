@@ -19,6 +19,7 @@ from fxopt.pipeline.lowering.offers import offers
 from fxopt.pipeline.lowering.race import race, race_again, race_apart, race_late, rescale
 from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
+from fxopt.pipeline.lowering.spare import spares
 from fxopt.pipeline.lowering.tune import leaders, tunings
 from fxopt.pipeline.lowering.tuning import Timing, drop_slow, timings, tuning_file, updated
 from fxopt.pipeline.lowering.verify import first_right
@@ -130,20 +131,26 @@ def _try_apart(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candid
     """Tries and races candidates in the worker, then further settings of those that lead.
 
     Returns:
-        The candidates with those settings.
+        The candidates with those settings, and those that were tried in the place of others.
     """
     screen_in_rounds(candidates, job)
-    race_apart(candidates, job)
-    raced = [candidate for candidate in candidates if candidate.hopeful and candidate.raced]
-    late = tunings(raced, candidates, job)
+    instead = spares(candidates)
+    screen(instead, job, rivals=candidates)
+    known = [*candidates, *instead]
+    race_apart(known, job)
+    raced = [candidate for candidate in known if candidate.hopeful and candidate.raced]
+    late = tunings(raced, known, job)
     screen(late, job, rivals=raced)
     if any(candidate.measured for candidate in late):
         race_again(leaders(raced), late, raced, job)
-    return late
+    return [*instead, *late]
 
 
-def _finalists(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candidate]:
-    """Builds what races in this process: the best that the worker found, and what it cannot try."""
+def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]:
+    """Builds what races in this process: the best that the worker found, and what it cannot try.
+
+    What is built in the place of what fails joins the candidates.
+    """
     elsewhere = sorted((c for c in candidates if c.hopeful and c.measured), key=lambda c: c.merit)
     here = [c for c in candidates if c.hopeful and not c.measured]
     built: list[Candidate] = []
@@ -155,7 +162,11 @@ def _finalists(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candid
             built += [candidate] if candidate.hopeful else []
     for candidate in here:
         build(candidate, job)
-    return [c for c in (*elsewhere, *here) if c.module is not None]
+    instead = spares(here)
+    for candidate in instead:
+        build(candidate, job)
+    candidates += instead
+    return [c for c in (*elsewhere, *here, *instead) if c.module is not None]
 
 
 def _is_close(candidate: Candidate, built: Sequence[Candidate]) -> bool:
