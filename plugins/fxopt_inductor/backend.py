@@ -109,7 +109,7 @@ class Inductor(Backend):
         """
         has_bf16 = bool(_BF16_FEATURES & set(target.features)) and not exact
         settings = (self, replace(self, precision="bf16")) if has_bf16 else (self,)
-        return tuple(each._called_well(program, target) for each in settings)
+        return tuple(each.calling(program, each._at_best(program, target)) for each in settings)
 
     def tunings(
         self, program: Program, inputs: Tensors, target: Target, milliseconds: float
@@ -121,9 +121,8 @@ class Inductor(Backend):
         """
         if self.products != "library":
             return ()
-        matter = not self.cpp_wrapper and _calls_matter(program, milliseconds)
-        calling = replace(self, cpp_wrapper=True) if matter else self
-        faster_calls = (calling,) if matter else ()
+        calling = self.calling(program, milliseconds)
+        faster_calls = () if calling == self else (calling,)
         if _holds_int8(program):
             return (*faster_calls, *replace(self, cpp_wrapper=True).templates(program, target))
         if (
@@ -138,11 +137,17 @@ class Inductor(Backend):
         """Calls from Python, of whatever operator there is."""
         return replace(self, cpp_wrapper=False) if self.cpp_wrapper else None
 
-    def _called_well(self, program: Program, target: Target) -> Inductor:
+    def calling(self, program: Program, milliseconds: float) -> Inductor:
+        """The same; calls are compiled if they matter to what takes so many milliseconds."""
+        calls = sum(node.op.startswith("call_") for node in program.nodes)
+        matter = calls * _CALL_MS > _WORTH * milliseconds
+        return replace(self, cpp_wrapper=self.cpp_wrapper or matter)
+
+    def _at_best(self, program: Program, target: Target) -> float:
+        """Milliseconds of the arithmetic alone, at the machine's peak."""
         precision = "int8" if _holds_int8(program) else self.precision
         peak = _FASTER[precision] * Roofline.of(target).products
-        fastest = sum(multiply_adds(program).values()) / peak
-        return replace(self, cpp_wrapper=self.cpp_wrapper or _calls_matter(program, fastest))
+        return sum(multiply_adds(program).values()) / peak
 
     def templates(self, program: Program, target: Target) -> tuple[Inductor, ...]:
         """The same with int8 products of its own, where these may be the faster ones."""
@@ -243,11 +248,6 @@ class InductorExecutable(Executable):
 
 def _is_wide(target: Target) -> bool:
     return "avx2" not in target.features or "avx512f" in target.features
-
-
-def _calls_matter(program: Program, milliseconds: float) -> bool:
-    calls = sum(node.op.startswith("call_") for node in program.nodes)
-    return calls * _CALL_MS > _WORTH * milliseconds
 
 
 def _holds_int8(program: Program) -> bool:

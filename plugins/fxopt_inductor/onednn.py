@@ -55,8 +55,8 @@ class OneDNN(Backend):
         self, program: Program, inputs: Tensors, target: Target, milliseconds: float
     ) -> Sequence[Backend]:
         """The same operators called from compiled code, with what lies between them fused."""
-        compiled = Inductor(cpp_wrapper=True)
-        return (compiled, *compiled.templates(program, target))
+        compiled = Inductor().calling(program, milliseconds)
+        return (compiled, *Inductor(cpp_wrapper=True).templates(program, target))
 
     def lower(self, program: Program, inputs: Tensors, target: Target) -> Lowering:
         """Nothing is translated before sizes are known."""

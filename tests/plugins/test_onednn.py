@@ -235,8 +235,10 @@ def test_where_it_wins_compiled_calls_of_the_same_operators_are_tried():
     program = b.program(b.call("conv", b.call("rounding", b.input("x", 2, 4, 8, 8))))
     x = torch.randn(2, 4, 8, 8)
     vnni = replace(CPU, features=("avx2", "avx512f", "avx512_vnni"))
-    found = OneDNN().tunings(program, (x,), vnni, milliseconds=1.0)
+    found = OneDNN().tunings(program, (x,), vnni, milliseconds=0.5)
     assert [each.label for each in found] == ["inductor c++", "inductor template c++"]
+    slower = OneDNN().tunings(program, (x,), vnni, milliseconds=50.0)  # where calls do not matter
+    assert [each.label for each in slower] == ["inductor", "inductor template c++"]
     for backend in found:
         if backend.unavailable() is None:
             code = backend.lower(program, (x,), CPU).compile((x,))

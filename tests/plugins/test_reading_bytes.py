@@ -82,3 +82,30 @@ def test_inductor_reads_bytes_slowly_on_avx2(features, fast, monkeypatch):
         expected = program(x)
     for output, wanted in zip(code(x), expected, strict=True):
         assert float((output - wanted).abs().max()) <= 0.021
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_maxima_of_bytes_are_pooled_by_torch_where_that_is_faster(wide):
+    b = Builder(
+        into=FakeQuantize(0.02, 128),
+        first=qconv(nn.Conv2d(3, 4, 3)),
+        middle=FakeQuantize(0.02, 100),
+        last=qconv(nn.Conv2d(4, 4, 1)),
+    )
+    x = b.call("middle", b.call("first", b.call("into", b.input("x", 2, 3, 8, 8))))
+    pooled = b.call(aten.max_pool2d.default, x, [3, 3], [2, 2], [1, 1], [1, 1], True)
+    program, x = b.program(b.call("last", pooled)), torch.randn(2, 3, 8, 8)
+    module = rewrite(flat_module(program, (x,)), Form(compiled=True, wide=wide))
+    pools = [n.target for n in module.graph.nodes if "max_pool2d" in str(n.target)]
+    assert pools == [aten.max_pool2d.default if wide else torch.ops.quantized.max_pool2d]
+    with torch.no_grad():
+        expected = program(x)[0]
+        assert float((module(x)[0] - expected).abs().max()) < 1e-5
+        if (reason := Inductor().unavailable()) is not None:
+            pytest.skip(reason)
+        target = replace(CPU, features=("avx2", "avx512f") if wide else ("avx2",))
+        for cpp_wrapper in (False, True):
+            backend = Inductor(cpp_wrapper=cpp_wrapper)
+            code = backend.lower(program, (x,), target).compile((x,))
+            assert code.precisions() == {"int8": 2}
+            assert float((code(x)[0] - expected).abs().max()) < 1e-5

@@ -47,3 +47,12 @@ class Form:
         71 ms with them, and 40 with convolutions.
         """
         return self.compiled and self.wide
+
+    @property
+    def pools(self) -> bool:
+        """Whether an operator pools the maxima of bytes.
+
+        What a compiler writes for that without AVX-512 takes 6 ms in resnet18 at batch 8, and
+        torch's operator 0.8.
+        """
+        return not (self.compiled and self.wide)

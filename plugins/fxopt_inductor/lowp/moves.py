@@ -93,18 +93,18 @@ def works_on_codes(node: fx.Node, compiled: bool) -> bool:
     return node.target is aten.max_pool2d.default and _quantized_pool() is not None
 
 
-def on_codes(node: fx.Node, zero_point: int, compiled: bool) -> None:
+def on_codes(node: fx.Node, zero_point: int, pools: bool) -> None:
     """Turns a copy of a node that passes values on into one that does so with codes.
 
     Args:
         node: Its first argument yields codes already.
         zero_point: The code of zero.
-        compiled: Whether a compiler writes the kernels.
+        pools: Whether torch's operator pools maxima, where there is one.
     """
     if node.target in _PADDING:
         node.target, node.kwargs = aten.constant_pad_nd.default, {}
         node.args = (*node.args[:2], zero_point)
-    elif node.target is aten.max_pool2d.default and not compiled:
+    elif node.target is aten.max_pool2d.default and pools and _quantized_pool() is not None:
         # aten's own kernel counts positions in the dtype of the values: 255 is its limit
         node.target, node.args = _quantized_pool(), (node.args[0], *_pool_arguments(node))
 

@@ -203,7 +203,7 @@ class _Rewriter:
         if grid is not None and works_on_codes(node, self._form.compiled):
             codes = [value.as_codes(self._writer, grid) for value in values]
             moved_codes = self._move(node, dict(zip(sources, codes, strict=True)))
-            on_codes(moved_codes, grid.zero_point, self._form.compiled)
+            on_codes(moved_codes, grid.zero_point, self._form.pools)
             self._values[node] = Value(codes=moved_codes, grid=grid)
         elif all(value.is_low for value in values):
             low = self._move(node, {s: v.low for s, v in zip(sources, values, strict=True)})
