@@ -39,8 +39,6 @@ from fxopt.pipeline.lowering.candidate import describe
 from fxopt.report import PassRecord
 from fxopt.training import Trainer
 
-_FEW = 3  # rows
-
 # Beyond this, bfloat16 is no rounding any more: deep nets drift by 0.5 % in it.
 _REDUCED_DRIFT = 0.1
 
@@ -153,15 +151,12 @@ def _is_taught(subject: Subject, outcome: Outcome, request: Request) -> bool:
 
 
 def example_batches(subject: Subject) -> list[list[Any]]:
-    """Flat example inputs: the user's, and where the batch is symbolic, at another size.
-
-    A large batch has a small one beside it, on which nothing takes long.
-    """
+    """Flat example inputs: the user's, and where the batch is symbolic, at another size."""
     signature = subject.program.signature
     batches = [subject.inputs]
     size = batch_size(subject.inputs)
     if signature.batch and size is not None:
-        batches.append(with_batch(subject.inputs, _FEW if size > _FEW else size + 1))
+        batches.append(with_batch(subject.inputs, size + 1))
     return [signature.flatten(args, kwargs) for args, kwargs in batches]
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import fx
 
 from fxopt.plugin import Context, Exact, Pass, PassError, PassInfo, PassResult, Program
 from fxopt_prune.channels import Structure, find_groups
 from fxopt_prune.shrink import remove, zero_units
+
+_FEW = 2  # rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class RemoveZeros(Pass):
         if not context.examples:
             raise PassError("remove_zeros runs each operation once, and there are no examples")
         structure = find_groups(program)
-        units = _all_but_one(structure, zero_units(program, structure, _smallest(context.examples)))
+        few = _few_rows(program, context.examples[0])
+        units = _all_but_one(structure, zero_units(program, structure, few))
         with program.edit() as edit:
             done = bool(units) and remove(
                 program, edit, structure, units, f"{len(units)} zero units removed"
@@ -45,9 +49,18 @@ class RemoveZeros(Pass):
         return edit.result(found, units=len(units) if done else 0)
 
 
-def _smallest(examples: Sequence[Sequence[Any]]) -> Sequence[Any]:
-    """Which sizes there are does not matter to what is zero for any of them."""
-    return min(examples, key=lambda flat: sum(t.numel() for t in flat if torch.is_tensor(t)))
+def _few_rows(program: Program, flat: Sequence[Any]) -> list[Any]:
+    """The first rows of a batch of any size: how many there are does not matter to what is zero."""
+    return [
+        value[:_FEW] if program.signature.batch and _is_batched(node) else value
+        for node, value in zip(program.inputs, flat, strict=True)
+    ]
+
+
+def _is_batched(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    is_tensor = isinstance(value, torch.Tensor) and value.dim() > 0
+    return is_tensor and isinstance(value.shape[0], torch.SymInt)
 
 
 def _all_but_one(structure: Structure, units: list[int]) -> list[int]:

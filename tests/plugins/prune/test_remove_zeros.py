@@ -12,7 +12,7 @@ from fxopt.passes import Context
 from fxopt.testing import check_pass, run_pass
 from fxopt_prune import RemoveZeros
 from fxopt_prune.channels import find_groups
-from fxopt_prune.shrink import zeroed
+from fxopt_prune.shrink import zero_units, zeroed
 from tests.plugins.prune.models import MODELS, case_named
 from tests.plugins.prune.support import case_of, conv, drawn, random
 
@@ -101,6 +101,28 @@ def test_a_dense_model_is_left_alone():
     case = case_of(chain(nn.ReLU()), random(2, 3, 6, 6))
     _, result = run_pass(RemoveZeros(), case)
     assert not result.changed
+
+
+def test_two_rows_of_a_batch_are_enough(monkeypatch):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = chain(nn.ReLU())
+
+        def forward(self, x, shift, scale):
+            return self.layers(x + shift[:, None, None, None]) * scale
+
+    seen = []
+
+    def noted(program, structure, inputs):
+        seen.extend(tuple(tensor.shape) for tensor in inputs)
+        return zero_units(program, structure, inputs)
+
+    monkeypatch.setattr("fxopt_prune.remove_zeros.zero_units", noted)
+    case = case_of(Net(), random(9, 3, 6, 6), random(9), random(6))
+    case.program.module.state_dict()["layers.3.weight"][:, [1, 5]] = 0
+    removed(case)
+    assert seen == [(2, 3, 6, 6), (2,), (6,)]
 
 
 @pytest.mark.parametrize(
