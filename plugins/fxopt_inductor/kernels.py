@@ -77,42 +77,53 @@ def read_kernels(code: str, layers: Mapping[str, Kernel] | None = None) -> tuple
             them are given their names and kinds, and come first, in the order of the graph.
     """
     layers = layers or {}
-    found, again, rest = _by_name(_calls(code), layers)
+    found, loose = _by_name(_calls(code), layers)
     # Where the comment names only what was fused, or a layer before, or there is none, what is left
     # is matched in order.
-    open_layers = {name: layer for name, layer in layers.items() if name not in found}
-    unnamed = [kernel for kernel in rest if kernel.kind in HEAVY_KINDS]
-    for called in (unnamed, again):
-        if _correspond(list(open_layers.values()), called):
-            pairs = zip(open_layers.items(), called, strict=True)
-            found |= {name: _named(layer, kernel) for (name, layer), kernel in pairs}
-            rest = [kernel for kernel in rest if called is again or kernel not in unnamed]
-            break
+    unnamed = [each.kernel for each in loose if each.is_heavy and not each.again]
+    again = [each.kernel for each in loose if each.again]
+    both = [each.kernel for each in loose if each.is_heavy or each.again]
+    left = {name: layer for name, layer in layers.items() if name not in found}
+    called = next((each for each in (unnamed, again, both) if _correspond(left, each)), [])
+    pairs = zip(left.items(), called, strict=False)
+    found |= {name: _named(layer, kernel) for (name, layer), kernel in pairs}
+    taken = bool(called) and called is not again
+    rest = [each.kernel for each in loose if not each.again and not (taken and each.is_heavy)]
     return (*(found[name] for name in layers if name in found), *rest)
+
+
+@dataclass(frozen=True)
+class _Loose:
+    """A call that names no layer, or only those that others have named before."""
+
+    kernel: Kernel
+    again: bool
+
+    @property
+    def is_heavy(self) -> bool:
+        return self.kernel.kind in HEAVY_KINDS
 
 
 def _by_name(
     calls: Iterable[_Call], layers: Mapping[str, Kernel]
-) -> tuple[dict[str, Kernel], list[Kernel], list[Kernel]]:
-    """The layers that calls name; the calls that name none but known ones; those that name none."""
+) -> tuple[dict[str, Kernel], list[_Loose]]:
+    """The layers that calls name, and the calls that name none of their own."""
     found: dict[str, Kernel] = {}
-    again: list[Kernel] = []
-    rest: list[Kernel] = []
+    loose: list[_Loose] = []
     for call in calls:
         # a comment may name what comes before as well, where that is only viewed in between
         computed = [s for s in call.sources if s in layers and _fits(layers[s], call.kernel)]
-        if not computed:
-            rest.append(call.kernel)
-        elif found.keys() >= set(computed):
-            again.append(call.kernel)
+        if found.keys() >= set(computed):
+            loose.append(_Loose(call.kernel, again=bool(computed)))
         found |= {source: _named(layers[source], call.kernel) for source in computed}
-    return found, again, rest
+    return found, loose
 
 
-def _correspond(layers: list[Kernel], called: list[Kernel]) -> bool:
+def _correspond(layers: Mapping[str, Kernel], called: list[Kernel]) -> bool:
     """Whether kernels can be those of layers, one by one."""
-    same_number = len(layers) == len(called)
-    return same_number and all(_fits(a, b) for a, b in zip(layers, called, strict=True))
+    if len(layers) != len(called):
+        return False
+    return all(_fits(a, b) for a, b in zip(layers.values(), called, strict=True))
 
 
 def _fits(layer: Kernel, called: Kernel) -> bool:

@@ -297,6 +297,27 @@ def call(self, args):
     assert read_kernels(code, alone) == tuple(alone.values())  # a layer of two calls is one
 
 
+def test_calls_that_name_nothing_and_those_that_name_the_layer_before_are_matched_together():
+    code = """
+def call(self, args):
+    # Topologically Sorted Source Nodes: [mul, add_3], Original ATen: [aten.mul]
+    torch.ops.onednn.qlinear_pointwise.binary_tensor(buf1, x_scale_1, _frozen_param4, buf0, 'sum')
+    cpp_fused_layer_norm_0(buf1, buf2)
+    # Topologically Sorted Source Nodes: [up], Original ATen: [onednn.qlinear_pointwise]
+    buf3 = torch.ops.onednn.qlinear_pointwise.tensor(buf2, x_scale_2, _frozen_param5)
+    # Topologically Sorted Source Nodes: [up, add_4], Original ATen: [onednn.qlinear_pointwise]
+    torch.ops.onednn.qlinear_pointwise.binary_tensor(buf3, x_scale_3, _frozen_param6, buf2, 'sum')
+    return (buf3, )
+"""
+    names = {"out": "attention.out", "up": "mlp.0", "down": "mlp.3"}
+    layers = {node: Kernel(name, "MatMul", "int8") for node, name in names.items()}
+    fused = Kernel("cpp_fused_layer_norm_0", "Fused", "unknown")
+    assert read_kernels(code, layers) == (*layers.values(), fused)
+    more = layers | {"other": Kernel("other", "MatMul", "int8")}  # one too many to tell which
+    kept = [kernel.name for kernel in read_kernels(code, more)]
+    assert kept == ["mlp.0", "onednn.qlinear_pointwise.binary_tensor", fused.name]
+
+
 def test_a_call_is_not_taken_for_what_comes_before_it():
     code = """\
 def call(self, args):
