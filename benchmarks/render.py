@@ -10,7 +10,15 @@ from machine import letter, machine_text
 from peak import shares
 from rows import OWN, PRECISIONS, RIVAL, Results, Row
 from tabulate import tabulate
-from verdicts import ERROR_TOLERANCE, LIMITS, Summary, Verdict, geometric_mean, summaries
+from verdicts import (
+    ERROR_TOLERANCE,
+    FAR_BEHIND,
+    LIMITS,
+    Summary,
+    Verdict,
+    geometric_mean,
+    summaries,
+)
 
 INTRODUCTION = f"""\
 Weights are random, batch norm statistics too; every int8 tool calibrates on the test input. \
@@ -30,9 +38,10 @@ compiled four times by one runtime is off by 3 % (standard deviation; resnet50 i
 RULES = f"""\
 A ratio is fxopt's latency over that of the best rival of the same precision; for int8 the best of \
 those whose error is no larger ({ERROR_TOLERANCE:.0%} of tolerance, relative), or where there is \
-none, marked *, of the most accurate ones. "Any precision" is \
-the fastest rival of whatever precision with an error no larger, "any error" the fastest of the \
-same precision however wrong it is. The rows of `fxopt torch-only` use no runtime but torch, and \
+none, marked *, of the most accurate ones that take less than {FAR_BEHIND:g} times as long as the \
+fastest of them all. "Any precision" is the fastest rival of whatever precision with an error no \
+larger, "any error" the fastest of the same precision however wrong it is. The rows of `fxopt \
+torch-only` use no runtime but torch, and \
 are compared with what torch and torchao offer. fxopt bf16 may drift by 5 %; it may choose to run \
 in fp32."""
 

@@ -11,6 +11,9 @@ from rows import OWN, PRECISIONS, RIVAL, TORCH_ONLY, Results, Row
 ERROR_TOLERANCE = 0.02
 """A rival whose error is up to 2 % larger than fxopt's still counts as no less accurate."""
 
+FAR_BEHIND = 3.0
+"""Who takes so many times the latency of the fastest rival is nobody's choice, however accurate."""
+
 LIMITS: dict[tuple[str, str], tuple[float | None, float]] = {
     (OWN, "fp32"): (1.00, 1.03),
     (OWN, "bf16"): (1.00, 1.03),
@@ -30,7 +33,7 @@ class Verdict:
         own: fxopt's row.
         best: The fastest rival of the same precision; for int8, of those no less accurate.
         lenient: Whether no int8 rival is as accurate: ``best`` is then the fastest of the most
-            accurate ones, so that what falls back to float is judged too.
+            accurate ones that are not far behind, so that what falls back to float is judged too.
         any_precision: The fastest rival of any precision that is no less accurate.
         any_error: The fastest rival of the same precision, however large its error.
     """
@@ -113,8 +116,10 @@ def verdict(own: Row, rows: Iterable[Row]) -> Verdict:
 
 
 def _most_accurate(rows: Sequence[Row]) -> list[Row]:
-    least = min(row.error for row in rows)
-    return [row for row in rows if row.error <= least * (1 + ERROR_TOLERANCE)]
+    fastest = min(row.milliseconds for row in rows)
+    near = [row for row in rows if row.milliseconds <= FAR_BEHIND * fastest]
+    least = min(row.error for row in near)
+    return [row for row in near if row.error <= least * (1 + ERROR_TOLERANCE)]
 
 
 def summaries(results: Results) -> list[Summary]:
