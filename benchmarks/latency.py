@@ -65,8 +65,8 @@ def _study(name: str, batch: int, arguments: argparse.Namespace, results: Result
         print("its process crashed: no results")
         return
     where = {"revision": arguments.revision, "machine": arguments.machine}
-    results.put([replace(row, **where) for row in rows])
-    print(case_table(results.of(name, batch)), flush=True)
+    results.put([replace(row, **where) for row in rows], options.precisions)
+    print(case_table(results.of(name, batch, arguments.machine)), flush=True)
     if arguments.out:
         results.save(arguments.out)
 

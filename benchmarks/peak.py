@@ -22,7 +22,7 @@ from machine import describe_machine
 from quiet import quiet
 from rivals import Call, openvino, pt2e, pytorch
 from rivals.inductor import Compiled
-from rows import OWN, PRECISIONS, Results, load
+from rows import OWN, PRECISIONS, Results, Row, load
 from tabulate import tabulate
 from torch import nn
 from zoo import build
@@ -128,23 +128,21 @@ def multiply_adds(name: str) -> int:
 
 def shares(results: Results) -> Iterator[list[str]]:
     """Lines of the table: model, batch, GMAC of a call, and each precision's share of its peak."""
-    cases = [case for case in results.cases() if _rates(results, *case)]
-    counts = {model: multiply_adds(model) for model in dict.fromkeys(model for model, _ in cases)}
-    for model, batch in cases:
-        rates, macs = _rates(results, model, batch), counts[model] * batch
-        line = [model, str(batch), f"{macs / 1e9:.2f}"]
-        for precision in PRECISIONS:
-            own = [r for r in results.of(model, batch) if (r.kind, r.precision) == (OWN, precision)]
-            reached = [macs / row.milliseconds / 1e6 for row in own if row.measured]
-            share = [f"{rate / rates[precision]['gmacs']:.0%}" for rate in reached]
-            line.append(share[0] if share else "-")
-        yield line
+    measured = [r for r in results.rows if r.measured and str(r.machine) in results.peaks]
+    own = [row for row in measured if row.kind == OWN]
+    counts = {model: multiply_adds(model) for model in dict.fromkeys(row.model for row in own)}
+    for model, batch in results.cases():
+        rows = {r.precision: r for r in own if (r.model, r.batch) == (model, batch)}
+        if rows:
+            macs = counts[model] * batch
+            found = [_share(rows[p], macs, results) if p in rows else "-" for p in PRECISIONS]
+            yield [model, str(batch), f"{macs / 1e9:.2f}", *found]
 
 
-def _rates(results: Results, model: str, batch: int) -> dict[str, dict[str, Any]]:
-    """What the machine of a case can do; empty where that was not measured."""
-    place = results.of(model, batch)[0].machine
-    return results.peaks.get(str(place), {})
+def _share(row: Row, macs: int, results: Results) -> str:
+    """What a row reaches of the peak of its precision, on its machine."""
+    peak = results.peaks[str(row.machine)][row.precision]["gmacs"]
+    return f"{macs / row.milliseconds / 1e6 / peak:.0%}" if peak else "-"
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def _machines(results: Results) -> Iterator[str]:
     if len(used) == 1:
         yield f"`benchmarks/latency.py` on {machine_text(results.machines[used[0]])}."
         return
-    yield "`benchmarks/latency.py` on several machines, each case as a whole on one of them:"
+    yield "`benchmarks/latency.py` on several machines, each precision of a case on one of them:"
     lines = (f"- {letter(place)}: {machine_text(results.machines[place])}." for place in used)
     yield "\n".join(lines)
 
@@ -208,7 +208,7 @@ def _built_beside(row: Row, results: Results) -> list[Row]:
     """The rivals of the precision and kind of one of fxopt's rows, of those that were built."""
     return [
         rival
-        for rival in results.of(row.model, row.batch)
+        for rival in results.beside(row)
         if rival.kind == RIVAL
         and rival.measured
         and rival.precision == row.precision
@@ -253,8 +253,11 @@ def _compile_line(row: Row, results: Results) -> list[str]:
 
 def _cases(results: Results) -> Iterator[str]:
     for model, batch in results.cases():
-        yield f"### {model}, batch {batch}"
-        yield case_table(results.of(model, batch))
+        places = sorted({row.machine for row in results.of(model, batch)})
+        for place in places:
+            where = f", machine {letter(place)}" if len(places) > 1 else ""
+            yield f"### {model}, batch {batch}{where}"
+            yield case_table(results.of(model, batch, place))
 
 
 def _table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

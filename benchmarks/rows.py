@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,8 @@ class Row:
 class Results:
     """All that one study found.
 
-    A case is of one run on one machine; different cases may be of different ones, since a study
-    takes hours and what is judged are ratios within a case.
+    A precision of a case is of one run on one machine; others may be of different ones, since a
+    study takes hours, and what is judged are ratios within a precision.
 
     Attributes:
         machines: Where it ran, see ``machine.py``.
@@ -95,16 +95,33 @@ class Results:
             cases += [case] if case not in cases else []
         return found
 
-    def of(self, model: str, batch: int) -> list[Row]:
-        return [row for row in self.rows if (row.model, row.batch) == (model, batch)]
+    def of(self, model: str, batch: int, machine: int | None = None) -> list[Row]:
+        """The rows of a case, on all machines or on one."""
+        rows = [row for row in self.rows if (row.model, row.batch) == (model, batch)]
+        return [row for row in rows if machine in (None, row.machine)]
+
+    def beside(self, own: Row) -> list[Row]:
+        """The rows of the same case and machine, itself among them."""
+        return self.of(own.model, own.batch, own.machine)
 
     def has(self, model: str, batch: int, candidates: Iterable[str]) -> bool:
         return set(candidates) <= {row.candidate for row in self.of(model, batch)}
 
-    def put(self, rows: list[Row]) -> None:
-        """Replaces all rows of a model and batch size: a table is of one run, never mixed."""
+    def put(self, rows: list[Row], precisions: Collection[str]) -> None:
+        """Replaces all rows of a case in the precisions that were run: those are never mixed.
+
+        Args:
+            rows: Of one run of one case.
+            precisions: What it was about; others have the reference alone, of which errors are
+                taken, and keep the rows that they had.
+        """
+        others = [
+            row for row in self.of(rows[0].model, rows[0].batch) if row.precision not in precisions
+        ]
+        known = {row.precision for row in others}
+        new = [row for row in rows if row.precision in precisions or row.precision not in known]
         case = (rows[0].model, rows[0].batch)
-        self.rows = [row for row in self.rows if (row.model, row.batch) != case] + rows
+        self.rows = [r for r in self.rows if (r.model, r.batch) != case] + others + new
 
     def save(self, path: Path) -> None:
         """Writes the file whole or not at all."""

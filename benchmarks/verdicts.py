@@ -134,7 +134,7 @@ def summaries(results: Results) -> list[Summary]:
 
 
 def _summary(kind: str, precision: str, own: Sequence[Row], results: Results) -> Summary:
-    measured = [verdict(r, results.of(r.model, r.batch)) for r in own if r.measured]
+    measured = [verdict(r, results.beside(r)) for r in own if r.measured]
     judged = [v for v in measured if v.ratio is not None]
     judged.sort(key=lambda v: -(v.ratio or 0.0))
     failed = [f"{_case(r)} failed" for r in own if not r.measured]

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fxopt.cost import Latency
+from fxopt.emit import emit
 from fxopt.pipeline.assignment import whole
 from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.lowering import LoweringJob, exact_version, lower
@@ -154,3 +156,23 @@ def test_only_the_best_of_them_is_built_here(isolation, job, monkeypatch):
     assert "clearly slower in its trial" in reasons["is slow"]
     assert "output error" in reasons["is wrong"]
     assert isolation._held.kept <= kept
+
+
+@pytest.mark.parametrize(("raced", "fewest"), [(False, 6), (True, 4)])
+def test_what_the_worker_has_raced_needs_fewer_turns_here(
+    job, candidates, monkeypatch, raced, fewest
+):
+    race_module = importlib.import_module("fxopt.pipeline.lowering.race")
+    given = []
+
+    def measured(calls, **limits):
+        given.append(limits["fewest"])
+        return {name: Latency((1.0,)) for name in calls}
+
+    monkeypatch.setattr(race_module, "measure", measured)
+    (candidate,) = candidates(Bad())
+    candidate.module = emit(candidate.version.program, ["x"])
+    if raced:
+        candidate.timed(Latency((2.0,)))
+    race_module.race([candidate], job)
+    assert given == [fewest]

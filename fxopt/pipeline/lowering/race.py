@@ -22,6 +22,7 @@ _ORIGINAL = "original"
 _ROUNDS = 16
 _SECONDS = 10.0
 _FEWEST = 6  # however slow calls are, unless there is a time limit
+_FEWEST_AGAIN = 4  # where the worker has timed them, too: both count
 
 # Where there is nothing to choose, timings are for the report alone.
 _SECONDS_TO_TELL = 2.0
@@ -41,9 +42,11 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
     seconds = _SECONDS_TO_TELL
     if _is_choice([*racing.values()]):
         seconds = max(seconds, min(_SECONDS, job.seconds_left))
+    again = any(candidate.raced for candidate in racing.values())
+    limits = _limits(seconds, _FEWEST_AGAIN if again else _FEWEST)
     turns: list[str] = []
     try:
-        latencies = _measured({_ORIGINAL: job.original, **calls}, _limits(seconds), turns.append)
+        latencies = _measured({_ORIGINAL: job.original, **calls}, limits, turns.append)
     except Exception as failure:
         culprit = racing.get(turns[-1])
         if culprit is None or culprit.assignment.native:
@@ -64,10 +67,10 @@ def _measured(
         return measure(calls, watch=watch, **limits)
 
 
-def _limits(seconds: float) -> dict[str, Any]:
+def _limits(seconds: float, fewest: int = _FEWEST) -> dict[str, Any]:
     """How long a race may take; as arguments of ``measure``."""
     limits = {"rounds": _ROUNDS, "narrowing": True, "seconds": seconds}
-    return limits if seconds < _SECONDS else limits | {"fewest": _FEWEST}
+    return limits if seconds < _SECONDS else limits | {"fewest": fewest}
 
 
 def race_late(
