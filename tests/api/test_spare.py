@@ -19,16 +19,21 @@ def tried(fast):
     return {c.backend: c.reason for c in fast.report.regions[0].candidates}
 
 
+@pytest.fixture(scope="module")
+def isolation():
+    with Isolation(plugins=("tests.pipeline.bad_backends",)) as made:
+        made.warm_up()
+        yield made
+
+
 @pytest.fixture
-def isolated(monkeypatch, plugins):
+def isolated(monkeypatch, plugins, isolation):
     plugins(backends=[Spared])
     monkeypatch.delenv("FXOPT_ISOLATION")
-    with Isolation(plugins=("tests.pipeline.bad_backends",)) as isolation:
-        monkeypatch.setattr(request_module, "shared_isolation", lambda: isolation)
-        yield
+    monkeypatch.setattr(request_module, "shared_isolation", lambda: isolation)
 
 
-@pytest.mark.parametrize("failure", ["crashes", "raises", "is wrong"])
+@pytest.mark.parametrize("failure", ["raises", "is wrong", "crashes"])
 def test_the_spare_of_what_failed_in_the_worker_may_win(
     model, large, isolated, monkeypatch, failure
 ):
