@@ -38,7 +38,7 @@ compiled four times by one runtime is off by 3 % (standard deviation; resnet50 i
 RULES = f"""\
 A ratio is fxopt's latency over that of the best rival of the same precision; for int8 the best of \
 those whose error is no larger ({ERROR_TOLERANCE:.0%} of tolerance, relative), or where there is \
-none, marked *, of the most accurate ones that take less than {FAR_BEHIND:g} times as long as the \
+none, marked *, of the most accurate ones that take up to {FAR_BEHIND:g} times as long as the \
 fastest of them all. "Any precision" is the fastest rival of whatever precision with an error no \
 larger, "any error" the fastest of the same precision however wrong it is. The rows of `fxopt \
 torch-only` use no runtime but torch, and \

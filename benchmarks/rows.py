@@ -115,12 +115,10 @@ class Results:
             precisions: What it was about; others have the reference alone, of which errors are
                 taken, and keep the rows that they had.
         """
-        others = [
-            row for row in self.of(rows[0].model, rows[0].batch) if row.precision not in precisions
-        ]
+        case = (rows[0].model, rows[0].batch)
+        others = [row for row in self.of(*case) if row.precision not in precisions]
         known = {row.precision for row in others}
         new = [row for row in rows if row.precision in precisions or row.precision not in known]
-        case = (rows[0].model, rows[0].batch)
         self.rows = [r for r in self.rows if (r.model, r.batch) != case] + others + new
 
     def save(self, path: Path) -> None:

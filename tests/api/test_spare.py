@@ -77,11 +77,8 @@ class Fragile(Tunable):
 def test_the_spare_of_what_failed_in_this_process_may_win(model, large, plugins):
     plugins(backends=[Fragile])
     region = fxopt.optimize(model, (large,), backends=["fragile"]).report.regions[0]
-    assert {c.backend: c.reason for c in region.candidates} | {"torch": ""} == {
-        "fragile": "broken",
-        "careful": "",
-        "torch": "",
-    }
+    reasons = {c.backend: c.reason for c in region.candidates if c.backend != "torch"}
+    assert reasons == {"fragile": "broken", "careful": ""}
     assert region.chosen.backend == "careful"
 
 
@@ -91,7 +88,7 @@ def test_a_backend_without_a_spare_fails_once(model, large, plugins):
         info = BackendInfo("hopeless", ("cpu",))
 
         def spare(self):
-            return self if self.careful else None
+            return None
 
     plugins(backends=[Hopeless])
     assert "careful" not in tried(fxopt.optimize(model, (large,), backends=["hopeless"]))

@@ -22,7 +22,7 @@ _ORIGINAL = "original"
 _ROUNDS = 16
 _SECONDS = 10.0
 _FEWEST = 6  # however slow calls are, unless there is a time limit
-_FEWEST_AGAIN = 4  # where the worker has timed them, too: both count
+_FEWEST_AGAIN = 4  # where all have been timed before: both count
 
 # Where there is nothing to choose, timings are for the report alone.
 _SECONDS_TO_TELL = 2.0
@@ -42,7 +42,8 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
     seconds = _SECONDS_TO_TELL
     if _is_choice([*racing.values()]):
         seconds = max(seconds, min(_SECONDS, job.seconds_left))
-    again = any(candidate.raced for candidate in racing.values())
+    lowered = [c for c in racing.values() if not c.assignment.native]
+    again = bool(lowered) and all(candidate.raced for candidate in lowered)
     limits = _limits(seconds, _FEWEST_AGAIN if again else _FEWEST)
     turns: list[str] = []
     try:

@@ -36,7 +36,7 @@ class Form:
 
         A compiler can fuse those with what follows instead, if it reads the addends fast.
         """
-        return not (self.compiled and self.wide)
+        return not self._fuses
 
     @property
     def rows(self) -> bool:
@@ -46,7 +46,7 @@ class Form:
         without AVX-512, oneDNN's linear kernels are the slower ones: mobilenet_v2 at batch 8 took
         71 ms with them, and 40 with convolutions.
         """
-        return self.compiled and self.wide
+        return self._fuses
 
     @property
     def pools(self) -> bool:
@@ -55,4 +55,9 @@ class Form:
         What a compiler writes for that without AVX-512 takes 6 ms in resnet18 at batch 8, and
         torch's operator 0.8.
         """
-        return not (self.compiled and self.wide)
+        return not self._fuses
+
+    @property
+    def _fuses(self) -> bool:
+        """Whether a compiler comes next that writes fast code for bytes."""
+        return self.compiled and self.wide
