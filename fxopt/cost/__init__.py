@@ -3,6 +3,7 @@
 from fxopt.cost.arithmetic import example_bytes, example_size, multiply_adds
 from fxopt.cost.measure import Latency, fastest, measure
 from fxopt.cost.memory import memory_left
+from fxopt.cost.peak import peak_products
 from fxopt.cost.roofline import Roofline
 from fxopt.cost.target import Target, find_target
 
@@ -17,4 +18,5 @@ __all__ = [
     "measure",
     "memory_left",
     "multiply_adds",
+    "peak_products",
 ]

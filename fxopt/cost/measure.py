@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fxopt.cost.idle import wait_until_idle
 from fxopt.cost.lead import standing
 from fxopt.cost.steady import steadied
 
-# Worker threads of some runtimes spin for about 200 ms after a call and would slow the next
-# candidate down; after the pause come calls that only warm caches and cores up again, which for
-# some runtimes takes longer than for others (the first calls are 10 % slower than those after
-# 50 ms). A turn is off by what the machine does meanwhile, however long it is, so that many short
-# ones tell more than a few long ones.
+# Worker threads of some runtimes spin after a call, for 200 ms at most, and would slow the next
+# candidate down; then come calls that only warm caches and cores up again, which for some runtimes
+# takes longer than for others (the first calls are 10 % slower than those after 50 ms). A turn is
+# off by what the machine does meanwhile, however long it is, so that many short ones tell more than
+# a few long ones.
 _PAUSE_SECONDS = 0.25
 _WARM_UP_MS = 60.0
 _TURN_MS = 400.0
@@ -112,7 +113,7 @@ def fastest(latencies: Mapping[str, Latency]) -> list[str]:
 
 
 def _burst(candidate: Callable[[], object], calls: int) -> Sequence[float]:
-    time.sleep(_PAUSE_SECONDS)
+    wait_until_idle(_PAUSE_SECONDS)
     last = _warm_up(candidate)
     if last > _VERY_SLOW_MS:
         return [last]

@@ -89,7 +89,7 @@ class Hasty(Coarse):
 @dataclass(frozen=True)
 class Slower(Hasty):
     info = BackendInfo("slower", ("cpu",))
-    seconds: float = 5e-4
+    seconds: float = 3e-3
 
     @property
     def label(self):

@@ -13,7 +13,7 @@ measuring = importlib.import_module("fxopt.cost.measure")  # the package has a f
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     """Candidates return what they took, in milliseconds."""
-    monkeypatch.setattr(measuring, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(measuring, "wait_until_idle", lambda seconds: None)
     monkeypatch.setattr(measuring, "_WARM_UP_MS", 0)
     monkeypatch.setattr(measuring, "_time_ms", lambda candidate: candidate())
 

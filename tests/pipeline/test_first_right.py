@@ -104,6 +104,33 @@ def test_a_second_race_at_another_speed_changes_no_order(candidates, monkeypatch
     assert [c.median for c in (late, first, second)] == [1.9, 2.0, 3.0]
 
 
+def test_what_leaders_took_in_both_races_counts(candidates, monkeypatch):
+    first, second, behind, late = candidates
+    for candidate, milliseconds in zip((first, second, behind), (4.0, 1.0, 6.0), strict=True):
+        candidate.timed(Latency((milliseconds,) * 3))
+
+    def race_apart(racing, job):  # at the same speed; the first two have changed places
+        for candidate, milliseconds in zip(racing, (1.0, 4.0, 2.0), strict=True):
+            candidate.timed(Latency((milliseconds,)))
+
+    monkeypatch.setattr(race_module, "race_apart", race_apart)
+    race_module.race_again([first, second], [late], [first, second, behind], None)
+    assert [first.latency, second.latency] == [
+        Latency((1.0, 4.0, 4.0, 4.0)),
+        Latency((4.0, 1.0, 1.0, 1.0)),
+    ]
+    assert [late.median, behind.median] == [2.0, 6.0]
+
+
+def test_a_race_that_was_not_held_counts_for_nothing(candidates, monkeypatch):
+    first, second, *_ = candidates
+    first.timed(Latency((1.0, 2.0)))
+    second.timed(Latency((3.0,)))
+    monkeypatch.setattr(race_module, "race_apart", lambda racing, job: None)
+    race_module.race_again([first], [], [first, second], None)
+    assert [first.latency, second.latency] == [Latency((1.0, 2.0)), Latency((3.0,))]
+
+
 @pytest.fixture
 def slower_by_now(monkeypatch):
     """Races on a machine that takes half as long again as at first; what each took then."""
@@ -171,4 +198,4 @@ def test_a_race_is_short_where_nothing_can_be_chosen_or_time_is_up(
         seconds_left=left,
     )
     race_module.race(racing, job)
-    assert (given[0] > 5) is long
+    assert (given[0] > 2) is long

@@ -1,9 +1,12 @@
 """Which trials are spared, when trials take what a test says they take."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from fxopt.cost import Target, multiply_adds
 from fxopt.pipeline.assignment import whole
 from fxopt.pipeline.lowering import exact_version, reduced_version
 from fxopt.pipeline.lowering import rounds as rounds_module
@@ -11,6 +14,8 @@ from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.version import LOSSY, Version
 from fxopt.plugin import Backend, BackendInfo
 from tests.building import small_cnn
+
+CPU = Target("cpu", torch.device("cpu"), threads=3)
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,15 @@ def versions():
 
 @pytest.fixture
 def screened(versions, monkeypatch):
-    """Runs the rounds; trials take the given milliseconds."""
+    """Runs the rounds; trials take the given milliseconds, and float32 ``peak_ms`` at best."""
     tried = []
 
-    def run(milliseconds):
-        def screen(candidates, job, rivals=()):
-            for candidate in candidates:
+    def run(milliseconds, peak_ms=1e-3, target=CPU):
+        def screen(candidates, job, rivals=(), judge=None):
+            for candidate in sorted(candidates, key=lambda c: c.builds_slowly):
+                judge(candidate)
+                if candidate.record.reason:
+                    continue
                 tried.append(name_of(candidate))
                 candidate.note(milliseconds=milliseconds[name_of(candidate)])
 
@@ -61,7 +69,10 @@ def screened(versions, monkeypatch):
             backend = {"quick": Quick, "other": Other, "slow": Slow}[kind](precision)
             candidates.append(Candidate(versions[version], whole(backend)))
         names.update({id(c): name for c, name in zip(candidates, milliseconds, strict=True)})
-        rounds_module.screen_in_rounds(candidates, None)
+        work = sum(multiply_adds(versions["exact"].program).values())
+        peak = work / (1.3 * peak_ms)
+        monkeypatch.setattr(rounds_module, "peak_products", lambda threads: peak * (threads == 3))
+        rounds_module.screen_in_rounds(candidates, SimpleNamespace(target=target))
         reasons = {name_of(c): c.record.reason for c in candidates if c.record.reason}
         return tried, reasons
 
@@ -139,3 +150,42 @@ def test_backends_without_a_lower_precision_take_no_place_among_those_that_have_
     tried, reasons = screened({**exact, "reduced quick bf16": 7.0, "reduced slow bf16": 6.0})
     assert tried[-1] == "reduced slow bf16"
     assert reasons == {}
+
+
+def test_the_best_backend_says_whether_another_version_is_worth_the_others(screened):
+    tried, reasons = screened(
+        {
+            "exact other f32": 1.0,
+            "exact quick f32": 21.0,
+            "lossy other f32": 12.0,
+            "lossy quick f32": 10.0,
+        }
+    )
+    assert tried[2:] == ["exact quick f32"]
+    expected = "not tried: elsewhere the exact version takes 2.1 times as long"
+    assert reasons == {"exact other f32": expected}
+
+
+IN_FLOAT = {"exact slow f32": 1.0, "lossy slow f32": 10.0}
+
+
+def test_what_arithmetic_alone_makes_slower_is_not_tried(screened):
+    tried, reasons = screened(IN_FLOAT, peak_ms=10.1)
+    assert tried == ["lossy slow f32"]
+    expected = "not tried: at this machine's peak the exact version takes 10.1 ms, another one 10"
+    assert reasons == {"exact slow f32": expected}
+
+
+def test_what_the_peak_leaves_a_chance_is_tried(screened):
+    assert screened(IN_FLOAT, peak_ms=9.9) == (["lossy slow f32", "exact slow f32"], {})
+
+
+def test_the_peak_of_the_cpu_says_nothing_of_a_gpu(screened):
+    tried, _ = screened(IN_FLOAT, peak_ms=10.1, target=replace(CPU, name="cuda"))
+    assert "exact slow f32" in tried
+
+
+def test_the_peak_of_float32_says_nothing_of_bfloat16(screened):
+    times = {"reduced slow bf16": 9.0, "lossy slow f32": 10.0}
+    tried, _ = screened(times, peak_ms=10.1)
+    assert "reduced slow bf16" in tried

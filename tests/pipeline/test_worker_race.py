@@ -6,9 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fxopt.cost import Latency
-from fxopt.emit import emit
-from fxopt.pipeline.assignment import Assignment, whole
+from fxopt.pipeline.assignment import whole
 from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.lowering import LoweringJob, exact_version, lower
 from fxopt.pipeline.lowering.candidate import Candidate
@@ -156,29 +154,3 @@ def test_only_the_best_of_them_is_built_here(isolation, job, monkeypatch):
     assert "clearly slower in its trial" in reasons["is slow"]
     assert "output error" in reasons["is wrong"]
     assert isolation._held.kept <= kept
-
-
-@pytest.mark.parametrize(
-    ("raced", "fewest"), [((), 6), ((True,), 4), ((False,), 6), ((True, False), 6)]
-)
-def test_only_where_all_have_been_timed_before_fewer_turns_are_enough(
-    job, candidates, monkeypatch, raced, fewest
-):
-    race_module = importlib.import_module("fxopt.pipeline.lowering.race")
-    given = []
-
-    def measured(calls, **limits):
-        given.append(limits["fewest"])
-        return {name: Latency((1.0,)) for name in calls}
-
-    monkeypatch.setattr(race_module, "measure", measured)
-    racing = candidates(*(Bad(bits=32 - 16 * index) for index in range(len(raced))))
-    racing += [Candidate(each.version, Assignment(())) for each in candidates(Bad(), Bad())]
-    for index, candidate in enumerate(racing):  # the last two are plain torch, which is never timed
-        candidate.record = replace(candidate.record, backend=f"number {index}")
-        candidate.module = emit(candidate.version.program, ["x"])
-    for candidate, before in zip(racing, raced, strict=False):
-        if before:
-            candidate.timed(Latency((2.0,)))
-    race_module.race(racing, job)
-    assert given == [fewest]

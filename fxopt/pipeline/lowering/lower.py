@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from fxopt.pipeline.lowering.first_use import compare_on_first_use
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.mixing import MOST_RIVALS, mixtures
 from fxopt.pipeline.lowering.offers import offers
-from fxopt.pipeline.lowering.race import race, race_again, race_apart, race_late, rescale
+from fxopt.pipeline.lowering.race import held, join, race, race_again, race_apart, race_late
 from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.spare import spares
@@ -182,16 +181,9 @@ def _race_here(
 
     What has raced in the worker alone is taken to be as far behind the others as it was there.
     """
-    elsewhere = {c: c.latency for c in finalists if c.latency is not None}
+    elsewhere = held(finalists)
     before = race(finalists, job)
-    elsewhere = {c: took for c, took in elsewhere.items() if c.hopeful}
-    if elsewhere:
-        ratios = [candidate.median / took.median for candidate, took in elsewhere.items()]
-        factor = statistics.geometric_mean(ratios)
-        rescale([c for c in candidates if c.module is None], factor)
-        for candidate, took in elsewhere.items():  # two races tell more than one
-            assert candidate.latency is not None
-            candidate.timed(candidate.latency.joined(took.scaled(factor)))
+    join(elsewhere, [c for c in candidates if c.module is None])
     for challengers in (tunings, mixtures):
         timed = [candidate for candidate in finalists if candidate.module is not None]
         late = challengers(timed, candidates, job)

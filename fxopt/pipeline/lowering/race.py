@@ -20,9 +20,8 @@ _ORIGINAL = "original"
 # and twice as many tell little more: which of two that are 3 % apart is the faster one comes out
 # right 66 times of 100 in six turns, and 69 times in twelve (simulated).
 _ROUNDS = 16
-_SECONDS = 10.0
-_FEWEST = 6  # however slow calls are, unless there is a time limit
-_FEWEST_AGAIN = 4  # where all have been timed before: both count
+_SECONDS = 5.0
+_FEWEST = 4  # however slow calls are, unless there is a time limit
 
 # Where there is nothing to choose, timings are for the report alone.
 _SECONDS_TO_TELL = 2.0
@@ -42,12 +41,9 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
     seconds = _SECONDS_TO_TELL
     if _is_choice([*racing.values()]):
         seconds = max(seconds, min(_SECONDS, job.seconds_left))
-    lowered = [c for c in racing.values() if not c.assignment.native]
-    again = bool(lowered) and all(candidate.raced for candidate in lowered)
-    limits = _limits(seconds, _FEWEST_AGAIN if again else _FEWEST)
     turns: list[str] = []
     try:
-        latencies = _measured({_ORIGINAL: job.original, **calls}, limits, turns.append)
+        latencies = _measured({_ORIGINAL: job.original, **calls}, seconds, turns.append)
     except Exception as failure:
         culprit = racing.get(turns[-1])
         if culprit is None or culprit.assignment.native:
@@ -60,18 +56,16 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
 
 
 def _measured(
-    calls: Mapping[str, Callable[[], object]],
-    limits: Mapping[str, Any],
-    watch: Callable[[str], None],
+    calls: Mapping[str, Callable[[], object]], seconds: float, watch: Callable[[str], None]
 ) -> dict[str, Latency]:
     with torch.no_grad():
-        return measure(calls, watch=watch, **limits)
+        return measure(calls, watch=watch, **_limits(seconds))
 
 
-def _limits(seconds: float, fewest: int = _FEWEST) -> dict[str, Any]:
+def _limits(seconds: float) -> dict[str, Any]:
     """How long a race may take; as arguments of ``measure``."""
     limits = {"rounds": _ROUNDS, "narrowing": True, "seconds": seconds}
-    return limits if seconds < _SECONDS else limits | {"fewest": fewest}
+    return limits if seconds < _SECONDS else limits | {"fewest": _FEWEST}
 
 
 def race_late(
@@ -93,12 +87,10 @@ def race_late(
     Returns:
         The latency of the original now.
     """
-    took = [candidate.median for candidate in leading]
+    took = held(leading)
     now = race([*leading, *late], job)
-    ratios = [c.median / was for c, was in zip(leading, took, strict=True) if c.hopeful]
-    factor = statistics.geometric_mean([now.median / before.median, *ratios])
-    rescale([c for c in others if c not in leading and c not in late], factor)
-    return now
+    factor = join(took, [c for c in others if c not in late], now.median / before.median)
+    return now.joined(before.scaled(factor))
 
 
 def _is_choice(candidates: Sequence[Candidate]) -> bool:
@@ -143,11 +135,35 @@ def race_again(
     job: LoweringJob,
 ) -> None:
     """Races those that came late with the leaders; the others are as far behind as they were."""
-    before = [candidate.median for candidate in leading]
+    took = held(leading)
     race_apart([*leading, *late], job)
-    ratios = [c.median / took for c, took in zip(leading, before, strict=True) if c.hopeful]
-    if ratios:
-        rescale([c for c in raced if c not in leading], statistics.geometric_mean(ratios))
+    join(took, raced)
+
+
+def held(candidates: Sequence[Candidate]) -> dict[Candidate, Latency]:
+    """Latencies by candidate, of those that have raced."""
+    return {c: c.latency for c in candidates if c.latency is not None}
+
+
+def join(before: Mapping[Candidate, Latency], others: Sequence[Candidate], *ratios: float) -> float:
+    """Joins what an earlier race measured to what the last one did, at the machine's speed now.
+
+    Args:
+        before: Latencies of then, by candidate; those that are out by now do not count.
+        others: What else was timed then is taken to be as far behind now; those in ``before`` are
+            left alone.
+        ratios: Latency now over that of then, for anything else that was in both races.
+
+    Returns:
+        How many times as long all take now.
+    """
+    now = {c: took for c, took in held([*before]).items() if c.hopeful and took is not before[c]}
+    ratios = (*ratios, *(took.median / before[c].median for c, took in now.items()))
+    factor = statistics.geometric_mean(ratios) if ratios else 1.0
+    rescale([candidate for candidate in others if candidate not in before], factor)
+    for candidate, took in now.items():
+        candidate.timed(took.joined(before[candidate].scaled(factor)))
+    return factor
 
 
 def rescale(candidates: Sequence[Candidate], factor: float) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from fxopt.cost import multiply_adds, peak_products
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.screen import screen
-from fxopt.pipeline.lowering.version import REDUCED
+from fxopt.pipeline.lowering.version import LOSSY, REDUCED
 
 # A runtime that is behind two others on a program, or far behind one, is not the one to run a
 # variation of it best.
@@ -22,6 +23,10 @@ _FAR_BEHIND = 2.0
 # What is so much slower in the worker, where each is measured once, will not win the race.
 _HOPELESS = 2.0
 _BETTER_PRECISION = 1.1
+
+# Kernels may be so much faster than the matrix product that gave the peak, and leave out products
+# with what pads an image.
+_OVER_PEAK = 1.3
 
 
 def screen_in_rounds(candidates: Sequence[Candidate], job: LoweringJob) -> None:
@@ -34,25 +39,37 @@ def screen_in_rounds(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     asked = [c.version.name for c in lowered if c.version.name != REDUCED][-1:]
     first = [c for c in lowered if c.version.name in asked]
     rest = [c for c in lowered if c not in first]
-    _screen_fast_first(first, lowered, job)
+    _screen_worthwhile(first, lowered, job)
     _drop_others(rest, first)
-    _screen_fast_first(rest, lowered, job)
+    _drop_beyond_peak(rest, _best(first), job)
+    _screen_worthwhile(_as_fast(rest, first), lowered, job)
     best = _best(lowered)
     for candidate in rest:  # what was asked for races in any case: a trial is one measurement
         candidate.beaten |= _HOPELESS * best < _milliseconds(candidate) < math.inf
 
 
-def _screen_fast_first(
+def _screen_worthwhile(
     candidates: Sequence[Candidate], lowered: Sequence[Candidate], job: LoweringJob
 ) -> None:
-    """Tries those that build fast, then those of the others that these leave a chance."""
-    screen([c for c in candidates if not c.builds_slowly and not c.record.reason], job)
-    slow = [c for c in candidates if c.builds_slowly and not c.record.reason]
+    """Tries those that build fast, then those of the others; none that is hopeless by then."""
+    left = [c for c in candidates if not c.record.reason]
     fast = [c for c in lowered if not c.builds_slowly]
-    for candidate in slow:
+    slow = [c for c in left if c.builds_slowly]
+
+    def judge(candidate: Candidate) -> None:
         _drop_hopeless(candidate, fast)
-        _drop_slower_precision(candidate, slow, fast)
-    screen([c for c in slow if not c.record.reason], job, rivals=lowered)
+        if candidate.builds_slowly and not candidate.record.reason:
+            _drop_slower_precision(candidate, slow, fast)
+
+    screen(left, job, rivals=lowered, judge=judge)
+
+
+def _as_fast(rest: Sequence[Candidate], first: Sequence[Candidate]) -> list[Candidate]:
+    """In the order of how fast their backends were on what was asked for.
+
+    What the best one takes says whether the others are worth a trial.
+    """
+    return sorted(rest, key=lambda c: _best(f for f in first if _backend(f) == _backend(c)))
 
 
 def _drop_hopeless(candidate: Candidate, fast: Sequence[Candidate]) -> None:
@@ -63,6 +80,27 @@ def _drop_hopeless(candidate: Candidate, fast: Sequence[Candidate]) -> None:
         version = candidate.version.name
         reason = f"not tried: elsewhere the {version} version takes {own / best:.1f} times as long"
         candidate.drop(reason, slower=True)
+
+
+def _drop_beyond_peak(rest: Sequence[Candidate], best: float, job: LoweringJob) -> None:
+    """Drops those in float32 whose arithmetic alone takes longer than ``best`` milliseconds."""
+    in_float = [
+        c
+        for c in rest
+        if c.version.name not in (REDUCED, LOSSY) and _precision(c) == "f32" and not c.record.reason
+    ]
+    if not in_float or best == math.inf or job.target.name != "cpu":
+        return
+    peak = _OVER_PEAK * peak_products(job.target.threads)
+    for candidate in in_float:
+        least = sum(multiply_adds(candidate.version.program).values()) / peak
+        if least > best:
+            version = candidate.version.name
+            reason = (
+                f"not tried: at this machine's peak the {version} version takes "
+                f"{least:.3g} ms, another one {best:.3g}"
+            )
+            candidate.drop(reason, slower=True)
 
 
 def _drop_slower_precision(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from fxopt.cost import memory_left
@@ -37,7 +37,10 @@ def pack(version: Version, job: LoweringJob) -> Parcel:
 
 
 def screen(
-    candidates: Sequence[Candidate], job: LoweringJob, rivals: Sequence[Candidate] = ()
+    candidates: Sequence[Candidate],
+    job: LoweringJob,
+    rivals: Sequence[Candidate] = (),
+    judge: Callable[[Candidate], None] = lambda candidate: None,
 ) -> None:
     """Tries candidates in the worker; those that fail, or are clearly beaten, are out.
 
@@ -47,6 +50,7 @@ def screen(
         candidates: What to try.
         job: Has the worker and the examples.
         rivals: What has been timed already and may beat them.
+        judge: Is told whose turn it is, and may drop it: it knows what the others took.
     """
     if job.isolation is None:
         return
@@ -54,6 +58,9 @@ def screen(
         parcels: dict[str, Parcel] = {}
         # What builds fast goes first: when time runs out, there is something to go on with.
         for candidate in sorted(candidates, key=lambda c: c.builds_slowly):
+            judge(candidate)
+            if candidate.record.reason:
+                continue
             version = candidate.version
             if version.name not in parcels:
                 parcels[version.name] = stack.enter_context(pack(version, job))
