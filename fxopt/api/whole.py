@@ -128,7 +128,7 @@ def _versions(
     may run in a lower precision too.
     """
     if outcome.program is not outcome.exact:
-        lossy = lossy_version(outcome.program, original, examples, request.max_drift)
+        lossy = lossy_version(outcome.program, original, outcome.outputs, request.max_drift)
         reduced = reduced_version(original, lossy.tolerance)
         if outcome.unrounded in (outcome.exact, outcome.program):
             return [original, reduced, lossy]

@@ -43,6 +43,7 @@ class Outcome:
             (:attr:`fxopt.passes.PassInfo.rounds`): ``program`` itself where none of these was
             accepted, and ``exact`` itself where no other lossy pass was.
         reference: Flat outputs of the original, one tuple per example.
+        outputs: Those of ``program``.
         records: What became of each pass, in order.
     """
 
@@ -50,6 +51,7 @@ class Outcome:
     exact: Program
     unrounded: Program
     reference: Outputs
+    outputs: Outputs
     records: tuple[PassRecord, ...]
 
 
@@ -139,6 +141,8 @@ class PassManager:
         applied = [step for step, record in steps if record.status == "applied"]
         behind = dropwhile(lambda step: not left_out(step.item), applied)
         rest = Plan(tuple(step for step in behind if not _loses(step.item)))
+        if not rest.steps:
+            return program
         examiner = Examiner(
             Numbers(program, self._context),
             Requirements(self._facts, rest.passes, program),
@@ -206,7 +210,9 @@ class _Run:
         for instrument in self._instruments:
             instrument.end(self._program, records)
         reference = self._examiner.numbers.reference
-        return Outcome(self._program, self._exact, self._unrounded, reference, records)
+        return Outcome(
+            self._program, self._exact, self._unrounded, reference, self._outputs, records
+        )
 
     def _step(self, item: Pass) -> PassRecord:
         trial = self._attempt(item)

@@ -1,5 +1,7 @@
 """The pass manager: what runs, what is skipped, what is measured, what is kept."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -196,6 +198,30 @@ def test_max_drift_rolls_back():
     assert f"max_drift={drift * 0.99:g}" in rolled.reason
     assert rolled.drift == pytest.approx(drift)
     assert torch.equal(outputs(outcome.program), outputs(program))
+
+
+@pytest.mark.parametrize("limit", [None, 1e-6])
+def test_outputs_are_those_of_what_is_kept(limit):
+    program = small_cnn()
+    outcome = run([SwapAdd(), Coarsen()], program, max_drift=limit)
+    assert [r.status == "applied" for r in outcome.records] == [limit is None, True]
+    examples = [example[0] for example in context().examples]
+    kept = [[outcome.program(example)[0] for example in examples], outcome.outputs]
+    assert len(examples) == 2
+    for mine, (told,) in zip(*kept, strict=True):
+        assert torch.equal(mine, told)
+    assert torch.equal(outcome.reference[0][0], program(examples[0])[0])
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_what_nothing_follows_is_not_run_once_more(monkeypatch, behind):
+    made = []
+    numbers = importlib.import_module("fxopt.pipeline.manager").Numbers
+    monkeypatch.setattr(
+        "fxopt.pipeline.manager.Numbers", lambda *given: made.append(given) or numbers(*given)
+    )
+    run([Coarsen(), *([SwapAdd()] if behind else [])])
+    assert len(made) == 1 + behind
 
 
 def test_drift_is_measured_against_the_original():

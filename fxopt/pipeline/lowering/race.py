@@ -20,7 +20,8 @@ _ORIGINAL = "original"
 # and twice as many tell little more: which of two that are 3 % apart is the faster one comes out
 # right 66 times of 100 in six turns, and 69 times in twelve (simulated).
 _ROUNDS = 16
-_SECONDS = 5.0
+_SECONDS = 8.0  # in the worker, where candidates are that may be close
+_SECONDS_HERE = 5.0  # where the best of them races with the original
 _FEWEST = 4  # however slow calls are, unless there is a time limit
 
 # Where there is nothing to choose, timings are for the report alone.
@@ -38,12 +39,11 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
     racing = {c.name: c for c in candidates if c.module is not None}
     calls = {name: c.call(job.examples[0]) for name, c in racing.items()}
     job.progress(f"measuring {len(calls) + 1} candidates for {job.name}")
-    seconds = _SECONDS_TO_TELL
-    if _is_choice([*racing.values()]):
-        seconds = max(seconds, min(_SECONDS, job.seconds_left))
+    left = max(_SECONDS_TO_TELL, job.seconds_left)
+    limits = _limits(_SECONDS_HERE, left if _is_choice([*racing.values()]) else _SECONDS_TO_TELL)
     turns: list[str] = []
     try:
-        latencies = _measured({_ORIGINAL: job.original, **calls}, seconds, turns.append)
+        latencies = _measured({_ORIGINAL: job.original, **calls}, limits, turns.append)
     except Exception as failure:
         culprit = racing.get(turns[-1])
         if culprit is None or culprit.assignment.native:
@@ -56,16 +56,18 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
 
 
 def _measured(
-    calls: Mapping[str, Callable[[], object]], seconds: float, watch: Callable[[str], None]
+    calls: Mapping[str, Callable[[], object]],
+    limits: Mapping[str, Any],
+    watch: Callable[[str], None],
 ) -> dict[str, Latency]:
     with torch.no_grad():
-        return measure(calls, watch=watch, **_limits(seconds))
+        return measure(calls, watch=watch, **limits)
 
 
-def _limits(seconds: float) -> dict[str, Any]:
-    """How long a race may take; as arguments of ``measure``."""
-    limits = {"rounds": _ROUNDS, "narrowing": True, "seconds": seconds}
-    return limits if seconds < _SECONDS else limits | {"fewest": _FEWEST}
+def _limits(most: float, left: float) -> dict[str, Any]:
+    """How long a race may take, where so many seconds are left; as arguments of ``measure``."""
+    limits = {"rounds": _ROUNDS, "narrowing": True, "seconds": min(most, left)}
+    return limits if left < most else limits | {"fewest": _FEWEST}
 
 
 def race_late(
@@ -105,9 +107,9 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     over another candidate, is tried again before.
     """
     screen_again(candidates, job)
-    seconds = min(_SECONDS, job.seconds_left / 4)
+    left = job.seconds_left / 4
     kept = [c for c in candidates if c.hopeful and job.isolation and job.isolation.holds(c.key)]
-    if job.isolation is None or not kept or seconds <= 0:
+    if job.isolation is None or not kept or left <= 0:
         return
     if len(kept) == 1 and kept[0].trial is not None:  # there is nobody to race with
         kept[0].timed(kept[0].trial)
@@ -117,7 +119,7 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
         [candidate.key for candidate in kept],
         job.target,
         timeout=PATIENCE_SECONDS,
-        **_limits(seconds),
+        **_limits(_SECONDS, left),
     )
     for candidate in kept:
         if candidate.key in result.latencies:

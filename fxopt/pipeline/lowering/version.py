@@ -63,10 +63,17 @@ def reduced_version(original: Version, tolerance: float) -> Version:
 
 
 def lossy_version(
-    program: Program, original: Version, examples: Sequence[Sequence[Any]], limit: float | None
+    program: Program, original: Version, outputs: Sequence[Sequence[Any]], limit: float | None
 ) -> Version:
-    """A program that drifts from ``original``, and whose lowering may drift little more."""
-    tolerance = _with_slack(program, original, examples, limit)
+    """A program that drifts from ``original``, and whose lowering may drift little more.
+
+    Args:
+        program: What to lower.
+        original: The exact version.
+        outputs: Flat outputs of ``program``, one tuple per example.
+        limit: The drift that the caller allows.
+    """
+    tolerance = _with_slack(outputs, original, limit)
     return Version(LOSSY, program, tolerance, original.reference)
 
 
@@ -81,17 +88,16 @@ def unrounded_version(
 
     Where it drifts further, since rounding was trained away, it may do that.
     """
-    tolerance = max(lossy.tolerance, _with_slack(program, original, examples, limit))
+    outputs = [_run_flat(program, flat) for flat in examples]
+    tolerance = max(lossy.tolerance, _with_slack(outputs, original, limit))
     return Version(UNROUNDED, program, tolerance, original.reference)
 
 
-def _with_slack(
-    program: Program, original: Version, examples: Sequence[Sequence[Any]], limit: float | None
-) -> float:
-    """What lowering ``program`` may drift from ``original``."""
+def _with_slack(outputs: Sequence[Sequence[Any]], original: Version, limit: float | None) -> float:
+    """What lowering a program that yields ``outputs`` may drift from ``original``."""
     drifts = [
-        compare(_run_flat(program, flat), reference).error
-        for flat, reference in zip(examples, original.reference, strict=True)
+        compare(mine, reference).error
+        for mine, reference in zip(outputs, original.reference, strict=True)
     ]
     tolerance = LOSSY_SLACK * max(drifts) + original.tolerance
     return tolerance if limit is None else min(tolerance, limit)
