@@ -15,9 +15,9 @@ CLOSE = 0.94
 """The ratio from which on a duel is fought: what is less is ahead for certain."""
 
 _SECONDS = 45.0
-_TURNS = (16, 60)  # fewest and most of each of the two
+_TURNS = (16, 120)  # fewest and most of each of the two
 _BURST = 9
-_TURN_SECONDS = 0.35  # the pause and the warm-up of a turn
+_TURN_SECONDS = 0.1  # the pause and the warm-up of a turn
 _TIMED_SECONDS = 0.4  # after which a turn ends
 
 

@@ -26,7 +26,7 @@ All candidates of a model are built first and then timed in turns, in bursts, wi
 each, so that no candidate's spinning threads slow the next one. fxopt's rows and the rivals \
 within 1.3 times the fastest of their precision are then timed again without the others, in four \
 times as many turns: their figures are from there. Where \
-their ratio is then {CLOSE:.2f} or more, fxopt and its best rival are timed alone for up to 60 \
+their ratio is then {CLOSE:.2f} or more, fxopt and its best rival are timed alone for up to 120 \
 turns: the ratio is from this duel, the milliseconds are not. Medians \
 in milliseconds; +- is half the distance between the quartiles; error is the relative output \
 error against eager fp32. The machine is virtual, and may run at half \
