@@ -29,6 +29,8 @@ class BackendInfo:
         packages: The distributions besides torch that its speed depends on.
         builds_slowly: Whether building takes a multiple of what it takes others, so that it is
             tried after them.
+        node_by_node: Whether it calls its kernels one by one, from Python. Compiled code that calls
+            the same ones is not slower, so such a backend has to win by more than chance.
     """
 
     name: str
@@ -37,6 +39,7 @@ class BackendInfo:
     native: bool = False
     packages: tuple[str, ...] = ()
     builds_slowly: bool = False
+    node_by_node: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class OneDNN(Backend):
     It is for programs with quantized layers; the operations between them run as torch has them.
     """
 
-    info: ClassVar[BackendInfo] = BackendInfo(name="onednn", targets=("cpu",))
+    info: ClassVar[BackendInfo] = BackendInfo(name="onednn", targets=("cpu",), node_by_node=True)
 
     def unavailable(self) -> str | None:
         """What this build of torch lacks; None when it can be used."""

@@ -27,6 +27,11 @@ class Runtime(Backend):
         raise AssertionError("must not be called")
 
 
+@dataclass(frozen=True)
+class OneByOne(Runtime):
+    info = BackendInfo("one_by_one", ("cpu",), node_by_node=True)
+
+
 @dataclass
 class Job:
     """Two candidates are refused or accepted by what they are."""
@@ -68,6 +73,17 @@ def test_the_fastest_is_kept(candidates, builds):
     for candidate, took in zip(some, (3.0, 1.0, 2.0), strict=True):
         timed(candidate, took)
     assert first_right(candidates, plain, Latency((9.0,)), Job()) is some[1]
+
+
+@pytest.mark.parametrize(("milliseconds", "wins"), [(0.98, False), (0.96, True)])
+def test_kernels_called_one_by_one_win_by_more_than_chance(candidates, milliseconds, wins):
+    compiled, *_, plain = candidates
+    stepping = Candidate(compiled.version, whole(OneByOne()))
+    timed(compiled, 1.0)
+    timed(stepping, milliseconds)
+    timed(plain, 9.0)
+    found = first_right([stepping, compiled, plain], plain, Latency((9.0,)), Job())
+    assert found is (stepping if wins else compiled)
 
 
 def test_what_turns_out_slower_once_built_waits_for_its_turn(candidates, builds):
