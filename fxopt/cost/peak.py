@@ -21,7 +21,7 @@ def peak_products(threads: int) -> float:
         threads: How many torch uses now.
     """
     with torch.no_grad():
-        left, right = torch.ones(_SIZE, _SIZE), torch.ones(_SIZE, _SIZE)
+        left, right = torch.ones(2, _SIZE, _SIZE, dtype=torch.float32, device="cpu")
         return _SIZE**3 / min(_milliseconds(left, right) for _ in range(_TIMES))
 
 
