@@ -84,23 +84,21 @@ def _drop_hopeless(candidate: Candidate, fast: Sequence[Candidate]) -> None:
 
 def _drop_beyond_peak(rest: Sequence[Candidate], best: float, job: LoweringJob) -> None:
     """Drops those in float32 whose arithmetic alone takes longer than ``best`` milliseconds."""
-    in_float = [
-        c
-        for c in rest
-        if c.version.name not in (REDUCED, LOSSY) and _precision(c) == "f32" and not c.record.reason
-    ]
+    in_float = [c for c in rest if _is_float(c) and not c.record.reason]
     if not in_float or best == math.inf or job.target.name != "cpu":
         return
     peak = _OVER_PEAK * peak_products(job.target.threads)
     for candidate in in_float:
         least = sum(multiply_adds(candidate.version.program).values()) / peak
         if least > best:
-            version = candidate.version.name
-            reason = (
-                f"not tried: at this machine's peak the {version} version takes "
-                f"{least:.3g} ms, another one {best:.3g}"
-            )
+            what = f"at this machine's peak the {candidate.version.name} version takes"
+            reason = f"not tried: {what} {least:.3g} ms, another one {best:.3g}"
             candidate.drop(reason, slower=True)
+
+
+def _is_float(candidate: Candidate) -> bool:
+    """Whether all that it multiplies is float32."""
+    return candidate.version.name not in (REDUCED, LOSSY) and _precision(candidate) == "f32"
 
 
 def _drop_slower_precision(
