@@ -6,7 +6,7 @@ Usage:
 
 The peak of a precision is the fastest of a few matrix products, linear layers and convolutions,
 by torch and by whatever else is installed, in billion multiply-adds a second (GMAC/s). Of bfloat16
-only where the CPU has instructions for it. It takes five minutes.
+only where the CPU has instructions for it.
 """
 
 from __future__ import annotations

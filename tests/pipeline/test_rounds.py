@@ -70,7 +70,7 @@ def screened(versions, monkeypatch):
             candidates.append(Candidate(versions[version], whole(backend)))
         names.update({id(c): name for c, name in zip(candidates, milliseconds, strict=True)})
         work = sum(multiply_adds(versions["exact"].program).values())
-        peak = work / (1.3 * peak_ms)
+        peak = work / (1.5 * peak_ms)
         monkeypatch.setattr(rounds_module, "peak_products", lambda threads: peak * (threads == 3))
         rounds_module.screen_in_rounds(candidates, SimpleNamespace(target=target))
         reasons = {name_of(c): c.record.reason for c in candidates if c.record.reason}

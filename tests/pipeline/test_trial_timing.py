@@ -30,12 +30,12 @@ def program(monkeypatch):
     return program
 
 
-@pytest.mark.parametrize(("milliseconds", "most"), [(300.0, 2), (2000.0, 2), (100.0, 11)])
-def test_slow_calls_are_few(program, milliseconds, most):
+@pytest.mark.parametrize(("milliseconds", "calls"), [(300.0, 2), (2000.0, 2), (100.0, 11)])
+def test_slow_calls_are_few(program, milliseconds, calls):
     program.milliseconds = milliseconds
     found = examine._latency(program, ())
     assert found.median == pytest.approx(milliseconds)
-    assert program.calls == most
+    assert program.calls == calls
 
 
 def test_fast_calls_are_timed_for_half_a_second(program):

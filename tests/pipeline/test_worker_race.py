@@ -57,6 +57,21 @@ def candidates():
     return make
 
 
+def test_what_is_dropped_when_its_turn_comes_is_not_tried(isolation, candidates, job):
+    first, second = candidates(Bad(), Bad("is slow"))
+
+    def judge(candidate):
+        if candidate is second and first.measured:
+            candidate.drop("hopeless", slower=True)
+
+    screen([first, second], job, judge=judge)
+    assert first.measured
+    assert not second.measured
+    assert second.record.seconds == 0
+    assert second.record.reason == "hopeless"
+    assert not isolation.holds(second.key)
+
+
 def test_a_race_tells_who_is_faster_and_forgetting_ends_it(isolation, candidates, job):
     quick, slow = candidates(Bad(), Bad("is slow"))
     screen([quick], job)
