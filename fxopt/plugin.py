@@ -27,6 +27,7 @@ from fxopt.ir import (
     is_aten,
     is_random,
     paged,
+    recurrent_layers_not_walked,
     size_hint,
 )
 from fxopt.passes import (
@@ -82,6 +83,7 @@ __all__ = [
     "keep_files",
     "multiply_adds",
     "paged",
+    "recurrent_layers_not_walked",
     "size_hint",
     "windows",
     "zero_keeper",

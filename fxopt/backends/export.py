@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from fxopt.backends.base import Tensors
 from fxopt.errors import BackendError
-from fxopt.ir import LeafModule, Program
+from fxopt.ir import LeafModule, Program, recurrent_layers_not_walked
 
 
 class _Flat(nn.Module):
@@ -49,7 +49,7 @@ def export_program(
 
 def _export(program: Program, inputs: Tensors, shapes: Any) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), recurrent_layers_not_walked():
             return torch.export.export(
                 _Flat(_exported_form(program)).eval(),
                 tuple(inputs),

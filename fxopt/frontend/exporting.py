@@ -16,9 +16,9 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fxopt.errors import CaptureError
-from fxopt.frontend.recurrent_sizes import recurrent_layers_not_walked
 from fxopt.frontend.source import blame
 from fxopt.frontend.structure import fast_path_off, random_state_restored
+from fxopt.ir import recurrent_layers_not_walked
 
 
 def export_model(

@@ -13,6 +13,7 @@ from fxopt.ir.leaf import (
 from fxopt.ir.ops import is_aten, is_functional, is_random, is_size_arithmetic
 from fxopt.ir.paged import paged
 from fxopt.ir.program import Program
+from fxopt.ir.recurrent_sizes import recurrent_layers_not_walked
 from fxopt.ir.result import PassResult
 from fxopt.ir.signature import Signature
 from fxopt.ir.sizes import size_hint
@@ -35,6 +36,7 @@ __all__ = [
     "is_training_only",
     "mark_training_only",
     "paged",
+    "recurrent_layers_not_walked",
     "size_hint",
     "tensor_bytes",
     "verify_program",

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 
-from fxopt.plugin import BackendError
+from fxopt.plugin import BackendError, recurrent_layers_not_walked
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+aten = torch.ops.aten
+
+# ONNX has no form for these, so that torch writes out all their steps
+_STEPPED = (aten.rnn_tanh.input, aten.rnn_relu.input)
 _CHATTY = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -34,13 +38,14 @@ def translate(exported: torch.export.ExportedProgram, recurrent: Collection[str]
 
     with _quiet():
         try:
-            program = torch.onnx.export(
-                exported,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                custom_translation_table=attention_table(),
-            )
+            with _steps_left_out(exported):
+                program = torch.onnx.export(
+                    exported,
+                    dynamo=True,
+                    optimize=False,
+                    verbose=False,
+                    custom_translation_table=attention_table(),
+                )
             assert program is not None
             prepare(program.model, recurrent)
             program.optimize()
@@ -56,6 +61,17 @@ def _refuse_projections(exported: torch.export.ExportedProgram) -> None:
         weights, biased, levels, *_, both = node.args[2:8]
         if len(weights) != (4 if biased else 2) * levels * (2 if both else 1):
             raise BackendError("ONNX has no LSTM with a projection", hint="leave out proj_size")
+
+
+def _steps_left_out(
+    exported: torch.export.ExportedProgram,
+) -> AbstractContextManager[None]:
+    """Torch's translation learns sizes by walking recurrent layers; where it only learns them, not.
+
+    Where it writes out the steps, it has to walk.
+    """
+    is_written_out = any(exported.graph.find_nodes(op="call_function", target=t) for t in _STEPPED)
+    return nullcontext() if is_written_out else recurrent_layers_not_walked()
 
 
 def _cause(error: BaseException) -> str:

@@ -1,5 +1,7 @@
 """Recurrent layers are captured without being walked, with the sizes that they really yield."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch._decomp import decompositions
 from torch.utils import _pytree as pytree
 
 from fxopt.frontend import capture_program
+from fxopt.ir import recurrent_layers_not_walked
 
 LAYERS = {
     "lstm": nn.LSTM(8, 6, 2, batch_first=True),
@@ -60,3 +63,36 @@ def test_torch_is_left_as_it_was():
     before = [getattr(decompositions, name) for name in names]
     capture_program(States(nn.GRU(8, 6)).eval(), (torch.randn(5, 7, 8),), {})
     assert [getattr(decompositions, name) for name in names] == before
+
+
+def test_other_threads_go_on_walking(monkeypatch):
+    steps, state = torch.ones(5, 2, 3), torch.zeros(2, 3)
+    with recurrent_layers_not_walked(), ThreadPoolExecutor(1) as other:
+
+        def sums():
+            adding = decompositions.one_layer_rnn
+            weights = [torch.eye(3), torch.eye(3)]
+            return adding(steps, state, weights, False, hidden_fn=lambda i, h, *_: h + i)
+
+        hidden, last = other.submit(sums).result()
+    assert last.eq(5).all()
+    assert hidden[:, 0, 0].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_thread_may_leave_while_another_exports():
+    before = decompositions.one_layer_rnn
+    with ThreadPoolExecutor(1) as other:
+        mine = recurrent_layers_not_walked()
+        mine.__enter__()
+        theirs = other.submit(_entered).result()
+        mine.__exit__(None, None, None)
+        changed = decompositions.one_layer_rnn
+        other.submit(theirs.__exit__, None, None, None).result()
+    assert changed is not before
+    assert decompositions.one_layer_rnn is before
+
+
+def _entered():
+    context = recurrent_layers_not_walked()
+    context.__enter__()
+    return context
