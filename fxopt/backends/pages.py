@@ -11,7 +11,7 @@ bfloat16.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fxopt.backends.smaps import Mapping, advise, mappings
@@ -32,28 +32,35 @@ def large_pages() -> Iterator[None]:
     if not sys.platform.startswith("linux"):
         yield
         return
-    before = {mapping.start: mapping for mapping in _anonymous()}
+    before = _anonymous()
     yield
     for mapping in _anonymous():
-        known = before.get(mapping.start)
-        if known is None or mapping.end > known.end:
-            _enlarge(mapping)
+        for start, end in _added(mapping, before):
+            _enlarge(start, end)
 
 
 def _anonymous() -> list[Mapping]:
-    """Private memory that belongs to no file, in pieces of a large page at least."""
-    return [
-        mapping
-        for mapping in mappings()
-        if mapping.mode == "rw-p"
-        and mapping.name in ("", "[heap]")
-        and mapping.end - mapping.start >= _PAGE
-    ]
+    """Private memory that belongs to no file."""
+    return [m for m in mappings() if m.mode == "rw-p" and m.name in ("", "[heap]")]
 
 
-def _enlarge(mapping: Mapping) -> None:
-    start, end = -(-mapping.start // _PAGE) * _PAGE, mapping.end // _PAGE * _PAGE
-    if mapping.resident < _LEAST_RESIDENT * (mapping.end - mapping.start) or end <= start:
-        return
-    for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
-        advise(start, end, advice)
+def _added(mapping: Mapping, before: Sequence[Mapping]) -> list[tuple[int, int]]:
+    """The parts of a mapping that were in none before, if most of them is in memory.
+
+    The system joins neighbours, so that what is new can be a small part of a mapping, and the
+    rest may be all that a process has.
+    """
+    known = [m for m in before if m.start < mapping.end and mapping.start < m.end]
+    bounds = [bound for m in sorted(known) for bound in (m.start, m.end)]
+    edges = [mapping.start, *bounds, mapping.end]
+    parts = [part for part in zip(edges[::2], edges[1::2], strict=True) if part[0] < part[1]]
+    resident = mapping.resident - sum(m.resident for m in known)
+    size = sum(end - start for start, end in parts)
+    return parts if resident >= _LEAST_RESIDENT * size else []
+
+
+def _enlarge(start: int, end: int) -> None:
+    start, end = -(-start // _PAGE) * _PAGE, end // _PAGE * _PAGE
+    if start < end:
+        for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
+            advise(start, end, advice)

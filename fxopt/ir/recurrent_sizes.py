@@ -48,7 +48,7 @@ def recurrent_layers_not_walked() -> Iterator[None]:
 
 def _count(change: int) -> None:
     """One export more or less; torch is changed as long as there are any."""
-    global _everywhere  # noqa: PLW0603 - torch's functions are there once, too
+    global _everywhere
     with _change:
         _here.depth += change
         _everywhere += change

@@ -46,6 +46,7 @@ class ONNXRuntimeLowering(Lowering):
         self._program = program
         self._target = target
         self._spinning = spinning
+        self._key = program.fingerprint()
         self._any_batch = self._session_for_any_batch(inputs)
         self._fixed = None if self._any_batch else (_shapes(inputs), self._session(inputs))
 
@@ -72,7 +73,7 @@ class ONNXRuntimeLowering(Lowering):
             return None
         try:
             kept = keep_files(
-                f"onnxruntime-{self._program.fingerprint()}",
+                f"onnxruntime-{self._key}",
                 lambda folder: save(self._translate_any_batch(inputs), folder),
             )
             model = kept / MODEL if kept else self._translate_any_batch(inputs)
@@ -90,7 +91,7 @@ class ONNXRuntimeLowering(Lowering):
         return translate(exported, _integer_recurrent(self._program))
 
     def _start(self, model: ir.Model | Path, inputs: Tensors) -> Session:
-        return Session(model, inputs, self._target, self._spinning)
+        return Session(model, inputs, self._target, self._spinning, self._key)
 
 
 def _integer_recurrent(program: Program) -> set[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxopt.plugin import BackendError, Kernel, Target, Tensors
+from fxopt.plugin import BackendError, Kernel, Target, Tensors, keep_files
 from fxopt_onnxruntime.kernels import find_kernels
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 MODEL = "model.onnx"
 """The file of a model in its folder."""
+
+_PROFILE = "profile.json"
 
 # A protocol buffer holds 2 GiB; from here on weights go to a file beside the model.
 _LARGE = 1536 << 20
@@ -37,19 +41,19 @@ class Session:
         inputs: Of the model, to see what runs.
         target: The CPU, and how many threads a call may use.
         spinning: Whether idle threads go on waiting in a loop between calls.
+        key: Names the model among those of the programs that are built now.
 
     Raises:
         BackendError: ONNX Runtime refuses the model, or cannot run it on ``inputs``.
     """
 
     def __init__(
-        self, model: ir.Model | Path, inputs: Tensors, target: Target, spinning: bool
+        self, model: ir.Model | Path, inputs: Tensors, target: Target, spinning: bool, key: str
     ) -> None:
         with tempfile.TemporaryDirectory(prefix="fxopt_onnxruntime_") as name:
-            folder = Path(name)
-            source, options = _serialized(model, folder), _options(target, spinning)
-            self.kernels = _profiled(source, inputs, _options(target, spinning), folder)
-            self.runtime = _start(source, options)
+            source = _serialized(model, Path(name))
+            self.kernels = _profiled(source, inputs, target, key)
+            self.runtime = _start(source, _options(target, spinning))
         self.input_names, self.output_names = _names(self.runtime)
 
     def probe(self, inputs: Tensors) -> list[Any]:
@@ -81,18 +85,33 @@ def _options(target: Target, spinning: bool) -> onnxruntime.SessionOptions:
     return options
 
 
-def _profiled(
-    source: bytes | str, inputs: Tensors, options: onnxruntime.SessionOptions, folder: Path
-) -> tuple[Kernel, ...]:
-    """What runs, from the profile of a session of its own.
+def _profiled(source: bytes | str, inputs: Tensors, target: Target, key: str) -> tuple[Kernel, ...]:
+    """What runs, from a profile that is written once for all builds of a program.
 
-    One that has ever written a profile is slower ever after: an LSTM of 64 steps by 2 %.
+    It is that of a session of its own: one that has ever written a profile is slower ever after,
+    an LSTM of 64 steps by 2 %.
     """
+    said = repr(([tensor.shape for tensor in inputs], target, key))
+    write = functools.partial(_write_profile, source, inputs, target)
+    kept = keep_files(f"onnxruntime-{hashlib.sha256(said.encode()).hexdigest()}", write)
+    if kept is not None:
+        return _read_profile(kept)
+    with tempfile.TemporaryDirectory(prefix="fxopt_onnxruntime_") as name:
+        write(Path(name))
+        return _read_profile(Path(name))
+
+
+def _write_profile(source: bytes | str, inputs: Tensors, target: Target, folder: Path) -> None:
+    options = _options(target, spinning=False)
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     runtime = _start(source, options)
     _run(runtime, inputs)
-    return find_kernels(json.loads(Path(runtime.end_profiling()).read_text()))
+    Path(runtime.end_profiling()).rename(folder / _PROFILE)
+
+
+def _read_profile(folder: Path) -> tuple[Kernel, ...]:
+    return find_kernels(json.loads((folder / _PROFILE).read_text()))
 
 
 def _run(runtime: onnxruntime.InferenceSession, inputs: Tensors) -> list[Any]:

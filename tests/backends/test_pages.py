@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fxopt.backends.pages import large_pages
+from fxopt.backends.pages import _added, large_pages
+from fxopt.backends.smaps import Mapping
 from fxopt.frontend import capture_program
 from fxopt.plugin import Target
 from fxopt_eager import Eager
@@ -55,6 +56,27 @@ def test_what_is_allocated_inside_is_enlarged_and_holds_what_it_held():
     assert figure("AnonHugePages", memory) >= SIZE // 2 >> 10
     memory.seek(0)
     assert memory.read() == b"\x5a" * SIZE
+
+
+def mapped(start, end, resident):
+    return Mapping(start, end, "rw-p", "", resident)
+
+
+@pytest.mark.parametrize(
+    ("before", "resident", "added"),
+    [
+        ([], 90, [(100, 200)]),
+        ([], 70, []),  # most of it is only reserved
+        ([(100, 200, 100)], 100, []),
+        ([(100, 160, 60)], 95, [(160, 200)]),  # it grew
+        ([(140, 200, 0)], 40, [(100, 140)]),  # downwards
+        ([(120, 130, 10), (150, 190, 40)], 100, [(100, 120), (130, 150), (190, 200)]),  # joined
+        ([(120, 130, 10), (150, 190, 40)], 80, []),
+        ([(10, 90, 80), (300, 400, 100)], 90, [(100, 200)]),  # elsewhere
+    ],
+)
+def test_what_was_there_before_is_no_part_of_it(before, resident, added):
+    assert _added(mapped(100, 200, resident), [mapped(*each) for each in before]) == added
 
 
 def test_what_is_reserved_is_not_filled():

@@ -34,6 +34,8 @@ class Runs(Executable):
             outputs = tuple(output * 1.5 for output in outputs)
         if self.backend.what == "is wrong at other sizes" and len(inputs[0]) != 2:
             outputs = tuple(output + 1 for output in outputs)
+        if self.backend.what == "fails at other sizes" and len(inputs[0]) != 2:
+            raise RuntimeError("no such size")
         if self.backend.what == "gives another shape":
             outputs = tuple(output[:1] for output in outputs)
         if self.backend.what == "writes to its input":

@@ -55,6 +55,9 @@ def parcel(isolation):
 @pytest.fixture
 def trial(isolation, parcel):
     def run(what, *, which=(0, 1), tolerance=1e-4, target=TARGET, **settings):
+        rules = {
+            name: settings.pop(name) for name in ("also", "within", "keep") if name in settings
+        }
         timeout = settings.pop("timeout", 60.0)
         return isolation.trial(
             parcel,
@@ -63,6 +66,7 @@ def trial(isolation, parcel):
             timeout=timeout,
             tolerance=tolerance,
             which=which,
+            **rules,
         )
 
     return run
@@ -145,6 +149,24 @@ def test_only_the_examples_that_are_asked_for_are_run(trial):
     assert [each.error for each in trial("is wrong at other sizes", which=[0]).errors] == [0.0]
     (other,) = trial("is wrong at other sizes", which=[1]).errors
     assert other.error > 0.1
+
+
+def test_what_is_fast_is_run_at_other_sizes_as_well(trial):
+    wrong = "is wrong at other sizes"
+    slow = trial(wrong, which=[0], also=[1], within=1e-6)
+    assert (slow.others, slow.outcome) == ((), "ran")
+    fast = trial(wrong, which=[0], also=[1], within=1e6)
+    assert [each.error for each in fast.errors] == [0.0]
+    assert fast.latency is not None
+    (other,) = fast.others
+    assert other.error > 0.1
+
+
+def test_what_fails_at_other_sizes_is_refused_and_not_kept(isolation, trial):
+    result = trial("fails at other sizes", which=[0], also=[1], keep="it")
+    assert result.outcome == "refused"
+    assert result.reason == "at another batch size: RuntimeError: no such size"
+    assert not isolation.holds("it")
 
 
 def test_without_a_tolerance_everything_is_timed(trial):

@@ -93,6 +93,13 @@ def test_nothing_is_compared_of_what_builds_slowly_or_without_other_sizes(backen
     assert not job.isolation.trials
 
 
+def test_what_was_right_in_its_trial_is_not_compared_again():
+    job, one = Job(Worker(1.0)), candidate(Runtime())
+    one.right_elsewhere = True
+    assert wrong_elsewhere(one, job) is None
+    assert not job.isolation.trials
+
+
 @pytest.mark.parametrize(("off", "wrong"), [(1.0, False), (1.1, True)])
 def test_without_a_worker_it_runs_here(off, wrong):
     program, sizes = small_cnn(), (2, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import shutil
 import sys
@@ -119,6 +120,8 @@ class Isolation:
         tolerance: float | None = None,
         which: Sequence[int] = (0,),
         timed: bool = True,
+        also: Sequence[int] = (),
+        within: float = math.inf,
         keep: str = "",
     ) -> TrialResult:
         """Builds, runs, compares and measures in the worker.
@@ -131,6 +134,8 @@ class Isolation:
             tolerance: Error beyond which there is nothing to measure; None to measure anyway.
             which: Numbers of the examples to run; some backends compile for each.
             timed: Whether to measure, on the first one of those.
+            also: Numbers of examples to run then, if it is fast.
+            within: Milliseconds up to which it is.
             keep: A key under which the worker keeps what was measured, for :meth:`race`.
 
         Returns:
@@ -144,6 +149,7 @@ class Isolation:
             try:
                 request = self._request(parcel, assignment, target)
                 request |= {"tolerance": tolerance, "which": list(which), "timed": timed}
+                request |= {"also": list(also), "within": within}
                 result = self._try(request | {"keep": keep}, timeout)
             except (UnsavableError, PluginError, ImportError, OSError) as error:
                 return TrialResult("not isolated", str(error))

@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import getitem
 from typing import Any
 
@@ -23,6 +23,7 @@ from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.compare import Comparison, compare
 from fxopt.pipeline.isolation.parcel import load_examples
 from fxopt.pipeline.isolation.records import (
+    ELSEWHERE,
     RaceResult,
     TrialResult,
     assignment_from_json,
@@ -126,7 +127,8 @@ class _Trial:
         Args:
             examples: All that there are.
             reference: What the outputs should be.
-            request: Says which examples, and what error is too large to time anything.
+            request: Says which examples, what error is too large to time anything, and what else
+                is run of what is fast.
         """
         pairs = [(examples[index], reference[index]) for index in request["which"]]
         tolerance = math.inf if request["tolerance"] is None else request["tolerance"]
@@ -141,14 +143,25 @@ class _Trial:
         seconds = time.perf_counter() - start
         self.stage("running")
         errors = [_error(lowered, *pair) for pair in pairs]
-        latency = None
+        latency, others = None, []
         if request["timed"] and all(each.error <= tolerance for each in errors):
             self.stage("measuring")
             flat = pairs[0][0]
             latency = _latency(lowered, flat)
+            if latency.median <= request["within"]:
+                others = self._elsewhere(
+                    lowered, [(examples[index], reference[index]) for index in request["also"]]
+                )
             if request["keep"]:
                 self.kept[request["keep"]] = _racer(lowered, flat)
-        return _result(lowered, errors, seconds, latency)
+        return replace(_result(lowered, errors, seconds, latency), others=tuple(others))
+
+    def _elsewhere(self, lowered: Program, pairs: Sequence[tuple[Flat, Flat]]) -> list[Comparison]:
+        self.stage(f"running {ELSEWHERE}")
+        try:
+            return [_error(lowered, *pair) for pair in pairs]
+        except Exception as error:
+            raise FxoptError(f"{ELSEWHERE}: {describe(error)}") from error
 
 
 def _compile(program: Program, flat: Flat) -> None:

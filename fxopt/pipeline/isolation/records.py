@@ -16,6 +16,9 @@ from fxopt.pipeline.assignment import Assignment, Share
 from fxopt.pipeline.compare import Comparison
 from fxopt.registry import Registry
 
+ELSEWHERE = "at another batch size"
+"""Where those examples are run that are not timed."""
+
 Outcome = Literal["ran", "refused", "died", "not isolated"]
 
 
@@ -29,6 +32,7 @@ class TrialResult:
             not be handed over to another process, so that nothing is known of it.
         reason: Why it gave no outputs; empty where it did.
         errors: For each example that was run, how far its outputs are from the reference.
+        others: The same of those that were run because it was fast; empty where it was not.
         precisions: How many heavy operations run in which precision.
         kernels: The operations of the lowered code.
         fallbacks: Layers that were to run in a lower precision than they do.
@@ -40,6 +44,7 @@ class TrialResult:
     outcome: Outcome
     reason: str = ""
     errors: tuple[Comparison, ...] = ()
+    others: tuple[Comparison, ...] = ()
     precisions: Mapping[str, int] = field(default_factory=dict)
     kernels: tuple[Kernel, ...] = ()
     fallbacks: tuple[str, ...] = ()
@@ -79,6 +84,7 @@ def result_from_json(data: Mapping[str, Any]) -> TrialResult:
         **{
             **data,
             "errors": tuple(Comparison(**each) for each in data["errors"]),
+            "others": tuple(Comparison(**each) for each in data["others"]),
             "fallbacks": tuple(data["fallbacks"]),
             "kernels": tuple(Kernel(**each) for each in data["kernels"]),
             "latency": None if latency is None else Latency(tuple(latency["milliseconds"])),

@@ -44,6 +44,7 @@ class Candidate:
         trial: Its timings when it was tried elsewhere.
         latency: Once raced.
         beaten: Whether it was clearly slower than another one when it was tried elsewhere.
+        right_elsewhere: Whether it is known to be right at the other examples' batch sizes.
         key: What the worker calls it; unique in this process.
     """
 
@@ -54,6 +55,7 @@ class Candidate:
     trial: Latency | None = None
     latency: Latency | None = None
     beaten: bool = False
+    right_elsewhere: bool = False
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -116,6 +118,12 @@ class Candidate:
         self.module = None
         self.note(reason=reason, slower=slower)
 
+    def excess(self, *errors: float) -> str:
+        """Which output error is beyond what its version may show; empty where none is."""
+        limit = self.version.tolerance
+        wrong = [error for error in errors if not error <= limit]
+        return f"output error {wrong[0]:.1e} is over {limit:.1e}" if wrong else ""
+
     def call(self, flat: Sequence[Any]) -> Callable[[], object]:
         """Calls the module as the user does, on flat inputs."""
         assert self.module is not None
@@ -142,8 +150,8 @@ def build(candidate: Candidate, job: LoweringJob) -> None:
         candidate.drop(describe(failure))
     else:
         _note_kernels(candidate, error)
-        if not error <= candidate.version.tolerance:
-            candidate.drop(f"output error {error:.1e} is over {candidate.version.tolerance:.1e}")
+        if reason := candidate.excess(error):
+            candidate.drop(reason)
     spent = time.perf_counter() - start
     candidate.note(seconds=candidate.record.seconds + spent)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from fxopt.cost import memory_left
-from fxopt.pipeline.isolation import Isolation, Parcel, TrialResult
+from fxopt.pipeline.isolation import ELSEWHERE, Isolation, Parcel, TrialResult
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
 from fxopt.pipeline.lowering.version import Version
@@ -120,10 +120,21 @@ def _try(
         job.target,
         timeout=seconds,
         tolerance=version.tolerance,
+        also=sizes_to_try(candidate, job),
+        within=min(map(_milliseconds, (c for c in others if c.hopeful)), default=math.inf),
         keep=candidate.key,
     )
     _settle(candidate, result, job)
     candidate.note(seconds=candidate.record.seconds + time.perf_counter() - start)
+
+
+def sizes_to_try(candidate: Candidate, job: LoweringJob) -> range:
+    """Numbers of the other examples, at whose batch sizes a candidate is compared before use.
+
+    One that builds slowly may compile for each anew, which would take as long as all the rest:
+    its code for these is compared on its first use, as that for any further size (``first_use``).
+    """
+    return range(1, 1 if candidate.builds_slowly else len(job.examples))
 
 
 def _seconds_left(others: Sequence[Candidate], job: LoweringJob) -> float:
@@ -149,9 +160,12 @@ def _settle(candidate: Candidate, result: TrialResult, job: LoweringJob) -> None
         fallbacks=result.fallbacks,
         milliseconds=result.latency.median if result.latency is not None else None,
     )
-    error, limit = result.errors[0].error, candidate.version.tolerance
-    if not error <= limit:
-        candidate.drop(f"output error {error:.1e} is over {limit:.1e}")
+    others = [each.error for each in result.others]
+    if reason := candidate.excess(result.errors[0].error):
+        candidate.drop(reason)
+    elif reason := candidate.excess(*others):
+        candidate.drop(f"{ELSEWHERE}: {reason}")
+    candidate.right_elsewhere = bool(others) and not reason
 
 
 def _milliseconds(candidate: Candidate) -> float:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from fxopt.pipeline.isolation import Isolation
+from fxopt.pipeline.isolation import ELSEWHERE, Isolation
 from fxopt.pipeline.lowering.candidate import Candidate, describe, output_error
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
-from fxopt.pipeline.lowering.screen import pack
+from fxopt.pipeline.lowering.screen import pack, sizes_to_try
 
 _NOT_ISOLATED = "not isolated"
 
 
 def wrong_elsewhere(candidate: Candidate, job: LoweringJob) -> str | None:
-    """Why a candidate cannot be used at the other examples' sizes; None when it can.
-
-    One that builds slowly may compile for each anew, which would take as long as all the rest:
-    its code for these is compared on its first use, as that for any further size (``first_use``).
-    """
-    if len(job.examples) == 1 or candidate.builds_slowly:
+    """Why a candidate cannot be used at the other examples' sizes; None when it can."""
+    if candidate.right_elsewhere or not sizes_to_try(candidate, job):
         return None
     reason = _NOT_ISOLATED
     if job.isolation is not None and not candidate.assignment.native:
         reason = _apart(candidate, job.isolation, job)
     if reason == _NOT_ISOLATED:
         reason = _here(candidate, job)
-    return f"at another batch size: {reason}" if reason else None
+    return f"{ELSEWHERE}: {reason}" if reason else None
 
 
 def _apart(candidate: Candidate, isolation: Isolation, job: LoweringJob) -> str:
@@ -38,12 +32,12 @@ def _apart(candidate: Candidate, isolation: Isolation, job: LoweringJob) -> str:
             # a time limit leaves at least what building it took so far
             timeout=min(PATIENCE_SECONDS, max(job.seconds_left, candidate.record.seconds, 1.0)),
             tolerance=candidate.version.tolerance,
-            which=range(1, len(job.examples)),
+            which=sizes_to_try(candidate, job),
             timed=False,
         )
     if result.outcome == _NOT_ISOLATED:
         return result.outcome
-    return result.reason or _judge([each.error for each in result.errors], candidate)
+    return result.reason or candidate.excess(*(each.error for each in result.errors))
 
 
 def _here(candidate: Candidate, job: LoweringJob) -> str:
@@ -53,10 +47,4 @@ def _here(candidate: Candidate, job: LoweringJob) -> str:
         errors = [output_error(candidate, flat, index) for index, flat in others]
     except Exception as failure:  # noqa: BLE001 - a plugin may raise anything; it is reported
         return describe(failure)
-    return _judge(errors, candidate)
-
-
-def _judge(errors: Sequence[float], candidate: Candidate) -> str:
-    limit = candidate.version.tolerance
-    wrong = [error for error in errors if not error <= limit]
-    return f"output error {wrong[0]:.1e} is over {limit:.1e}" if wrong else ""
+    return candidate.excess(*errors)

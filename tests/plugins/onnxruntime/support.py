@@ -12,8 +12,8 @@ from fxopt_quantize import Quantize
 CPU = find_target("cpu")
 
 
-def compile_for(program, *inputs):
-    return ONNXRuntime().lower(program, inputs, CPU).compile(inputs)
+def compile_for(program, *inputs, target=CPU):
+    return ONNXRuntime().lower(program, inputs, target).compile(inputs)
 
 
 def captured(model, *inputs):

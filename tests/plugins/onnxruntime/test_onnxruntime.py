@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxopt.backends import LoweredModule
+from fxopt.backends.scratch import use_scratch
 from fxopt.errors import BackendError
 from fxopt.pipeline.partition import partition
-from fxopt_onnxruntime import ONNXRuntime
+from fxopt_onnxruntime import ONNXRuntime, session
 from fxopt_onnxruntime.grids import Grid
 from fxopt_onnxruntime.kernels import HEAVY, find_kernels
 from fxopt_onnxruntime.rules.activations import grid_before
@@ -45,6 +46,26 @@ def test_what_runs_writes_no_profile(tmp_path, monkeypatch):
     assert not runtime.get_session_options().enable_profiling
     assert code.kernels()
     assert not list(tmp_path.iterdir())
+
+
+def test_builds_of_a_program_share_a_profile(tmp_path, monkeypatch):
+    written = []
+    write = session._write_profile
+
+    def counted(source, inputs, target, folder):
+        written.append(target.saturates)
+        return write(source, inputs, target, folder)
+
+    monkeypatch.setattr(session, "_write_profile", counted)
+    other = replace(CPU, threads=CPU.threads + 1)
+    with use_scratch(tmp_path / "kept"):
+        first, again = (compile_for(small_cnn(), image()) for _ in range(2))
+        compile_for(small_cnn(), image(), target=other)
+        compile_for(small_cnn(), image(3))
+    assert first.kernels() == again.kernels() != ()
+    assert len(written) == 3
+    compile_for(small_cnn(), image())  # nothing is kept any longer
+    assert len(written) == 4
 
 
 @pytest.mark.parametrize("first", [1, 3])
