@@ -144,6 +144,12 @@ def _trainer(
     return Trainer(training, seed=seed, folder=folder, deadline=deadline, progress=progress)
 
 
+def start_worker(backends: Sequence[str] | None) -> None:
+    """Starts the worker, which takes seconds, unless it may turn out that nobody needs it."""
+    if backends is None and os.environ.get(_ISOLATION) != "0":
+        shared_isolation().warm_up()
+
+
 def _isolation(backends: Sequence[Backend]) -> Isolation | None:
     """The worker, which starts while the model is being captured; None where nobody needs it."""
     if os.environ.get(_ISOLATION) == "0" or all(backend.info.native for backend in backends):

@@ -32,9 +32,10 @@ from fxopt.pipeline.isolation.records import (
 from fxopt.pipeline.sandbox import copy_inputs
 from fxopt.registry import Registry
 
-# About half a second of timed calls; of slow ones, two are enough to tell who is far behind.
+# About half a second of timed calls; of slow ones, two or one tell who is far behind.
 _ROUNDS = 2
 _ROUND_MS = 250.0
+_SLOW_MS = 1000.0
 _FEWEST, _MOST = 3, 500
 
 Stage = Callable[[str], None]
@@ -197,6 +198,8 @@ def _error(program: Program, flat: Flat, reference: Flat) -> Comparison:
 
 def _latency(program: Program, flat: Flat) -> Latency:
     milliseconds = _call_ms(program, flat)
+    if milliseconds > _SLOW_MS:
+        return Latency((milliseconds,))
     if milliseconds > _ROUND_MS:
         return Latency((milliseconds, _call_ms(program, flat)))
     burst = min(max(int(_ROUND_MS / milliseconds), _FEWEST), _MOST)

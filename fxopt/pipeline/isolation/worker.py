@@ -70,8 +70,9 @@ def _serve(
 
     while (request := next_request()) is not None:
         with _dying_with(alive):
-            answer = _answer(request, registry, stage, kept)
-        send(answers, {"result": answer})
+            send(answers, {"result": _answer(request, registry, stage, kept)})
+            if "forget" in request:
+                gc.collect()  # nobody waits for it
 
 
 def _answer(
@@ -81,7 +82,6 @@ def _answer(
     if "forget" in request:
         for key in request["forget"]:
             kept.pop(key, None)
-        gc.collect()
         return {}
     if "race" in request:
         return dataclasses.asdict(race_kept(request, stage, kept))
