@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fxopt.api.collapse import with_warning
 from fxopt.api.parts import optimize_parts
-from fxopt.api.request import Request, make_request, start_worker
+from fxopt.api.request import Request, make_request
 from fxopt.api.saving import Source, keep_source, source_of
 from fxopt.api.whole import (
     Optimized,
@@ -21,6 +21,7 @@ from fxopt.api.whole import (
     describe_inputs,
     optimize_subject,
 )
+from fxopt.api.workers import start_early
 from fxopt.emit import OptimizedModule, emit_python, guarded, unshare
 from fxopt.errors import CaptureError, InputError
 from fxopt.frontend import (
@@ -102,7 +103,7 @@ def optimize(
     """
     start = time.perf_counter()
     check_model(model)
-    start_worker(backends)
+    start_early(backends)
     request = make_request(
         default_registry(),
         target=target,

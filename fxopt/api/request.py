@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,16 +11,14 @@ from typing import Any
 
 from torch import nn
 
+from fxopt.api.workers import first_worker, second_worker
 from fxopt.backends import Backend
 from fxopt.cost import Target, find_target
 from fxopt.errors import InputError, NotYetError
 from fxopt.passes import Exact, Pass
-from fxopt.pipeline.isolation import Isolation, shared_isolation
+from fxopt.pipeline.isolation import Isolation
 from fxopt.registry import Registry
 from fxopt.training import Trainer, Training
-
-_ISOLATION = "FXOPT_ISOLATION"
-"""Environment variable: 0 to try backends in the calling process alone."""
 
 _NOT_YET = {
     "latency_ms": "searching to a latency budget",
@@ -38,6 +35,7 @@ class Request:
         passes: What to run, in no particular order.
         backends: What may be tried for lowering.
         isolation: Where backends are tried first; None to try them in this process alone.
+        beside: Where those that build slowly are tried at the same time; None to wait for them.
         missing: Backends that cannot be used here, with the reason.
         calibration: The user's batches.
         training: Trains what passes have changed; None where there are no data for it.
@@ -55,6 +53,7 @@ class Request:
     passes: tuple[Pass, ...]
     backends: tuple[Backend, ...]
     isolation: Isolation | None
+    beside: Isolation | None
     missing: tuple[tuple[str, str], ...]
     calibration: Iterable[Any] | None
     training: Trainer | None
@@ -116,7 +115,8 @@ def make_request(
         registry=registry,
         passes=_choose_passes(registry, passes),
         backends=tuple(usable),
-        isolation=_isolation(usable),
+        isolation=first_worker(usable),
+        beside=second_worker(usable, time_limit),
         missing=tuple(missing),
         # several passes and the final comparison walk it, so a one-shot iterator is kept
         calibration=list(calibration) if isinstance(calibration, Iterator) else calibration,
@@ -142,21 +142,6 @@ def _trainer(
         return None
     folder = None if workdir is None else workdir / "training"
     return Trainer(training, seed=seed, folder=folder, deadline=deadline, progress=progress)
-
-
-def start_worker(backends: Sequence[str] | None) -> None:
-    """Starts the worker, which takes seconds, unless it may turn out that nobody needs it."""
-    if backends is None and os.environ.get(_ISOLATION) != "0":
-        shared_isolation().warm_up()
-
-
-def _isolation(backends: Sequence[Backend]) -> Isolation | None:
-    """The worker, which starts while the model is being captured; None where nobody needs it."""
-    if os.environ.get(_ISOLATION) == "0" or all(backend.info.native for backend in backends):
-        return None
-    isolation = shared_isolation()
-    isolation.warm_up()
-    return isolation
 
 
 def _choose_passes(registry: Registry, passes: str | Sequence[Pass] | None) -> tuple[Pass, ...]:

@@ -308,6 +308,7 @@ def _job(
         argument_names=argument_names(subject.model),
         accept=gate,
         isolation=request.isolation,
+        beside=request.beside,
         deadline=request.deadline,
         progress=request.progress,
     )

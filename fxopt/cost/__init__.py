@@ -1,7 +1,8 @@
 """What things cost: the target machine, measured latency, and counted arithmetic."""
 
 from fxopt.cost.arithmetic import example_bytes, example_size, multiply_adds
-from fxopt.cost.measure import Latency, fastest, measure
+from fxopt.cost.idle import wait_until_idle
+from fxopt.cost.measure import Latency, fastest, measure, race_in_turns, take_turn
 from fxopt.cost.memory import memory_left
 from fxopt.cost.peak import peak_products
 from fxopt.cost.roofline import Roofline
@@ -19,4 +20,7 @@ __all__ = [
     "memory_left",
     "multiply_adds",
     "peak_products",
+    "race_in_turns",
+    "take_turn",
+    "wait_until_idle",
 ]

@@ -7,6 +7,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from fxopt.cost.idle import wait_until_idle
 from fxopt.cost.lead import standing
@@ -21,7 +23,7 @@ _PAUSE_SECONDS = 0.25
 _WARM_UP_MS = 60.0
 _TURN_MS = 400.0
 _SLOW_MS = 200.0  # a slow call is long enough to warm up within itself
-_VERY_SLOW_MS = 500.0  # and one in which that makes a hundredth at most counts already
+_VERY_SLOW_MS = 300.0  # and one in which that makes a fiftieth at most counts already
 
 _FEWEST_ROUNDS = 2  # before a candidate is taken out
 
@@ -62,29 +64,51 @@ class Latency:
 def measure(
     candidates: Mapping[str, Callable[[], object]],
     *,
-    rounds: int = 5,
     burst: int = 5,
-    narrowing: bool = False,
-    seconds: float | None = None,
-    fewest: int = _FEWEST_ROUNDS,
     watch: Callable[[str], None] = lambda name: None,
+    **rules: Any,
 ) -> dict[str, Latency]:
     """Times callables in turns, in bursts.
 
-    All candidates are timed in each round, so that a machine whose speed drifts slows all alike,
+    Args:
+        candidates: What to call, by name.
+        burst: Timed calls a turn; fewer where a call is slow.
+        watch: Is told whose turn begins.
+        rules: Of the race, as of :func:`race_in_turns`.
+
+    Returns:
+        The timings by name; at least one round of each.
+    """
+
+    def turn(name: str) -> Sequence[float]:
+        watch(name)
+        return take_turn(candidates[name], burst)
+
+    return race_in_turns({name: partial(turn, name) for name in candidates}, **rules)
+
+
+def race_in_turns(
+    candidates: Mapping[str, Callable[[], Sequence[float]]],
+    *,
+    rounds: int = 5,
+    narrowing: bool = False,
+    seconds: float | None = None,
+    fewest: int = _FEWEST_ROUNDS,
+) -> dict[str, Latency]:
+    """Compares what takes its turn when it is called, wherever it runs, and says how long it took.
+
+    All candidates have a turn in each round, so that a machine whose speed drifts slows all alike,
     which is then taken out (:func:`steadied`), and in another order each time, so that none
     suffers for what always comes before it.
 
     Args:
-        candidates: What to call, by name.
+        candidates: A turn of each, in milliseconds a call, by name.
         rounds: How often each candidate gets its turn.
-        burst: Timed calls a turn; fewer where a call is slow.
         narrowing: Whether to take those out between rounds that are slower than the best one by
             more than chance, and to end when no one is left who may be faster by what matters
             (:func:`standing`). Without it, all get all their turns.
         seconds: No further round begins once so much time was spent and there were ``fewest``.
         fewest: Rounds that time is taken for in any case.
-        watch: Is told whose turn begins.
 
     Returns:
         The timings by name; at least one round of each.
@@ -94,8 +118,7 @@ def measure(
     for done in range(1, rounds + 1):
         order.shuffle(racing)
         for name in racing:
-            watch(name)
-            turns[name].append(_burst(candidates[name], burst))
+            turns[name].append(candidates[name]())
         if done < _FEWEST_ROUNDS:
             continue
         if seconds is not None and done >= fewest and time.monotonic() - start > seconds:
@@ -112,7 +135,8 @@ def fastest(latencies: Mapping[str, Latency]) -> list[str]:
     return sorted(latencies, key=lambda name: latencies[name].median)
 
 
-def _burst(candidate: Callable[[], object], calls: int) -> Sequence[float]:
+def take_turn(candidate: Callable[[], object], calls: int = 5) -> Sequence[float]:
+    """Milliseconds of so many calls in a row, after some that warm up; of slow ones, of fewer."""
     wait_until_idle(_PAUSE_SECONDS)
     last = _warm_up(candidate)
     if last > _VERY_SLOW_MS:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import fxopt
-import fxopt.api.request as request_module
+import fxopt.api.workers as workers_module
 from fxopt.pipeline.isolation import Isolation
-from fxopt.pipeline.lowering import screen
+from fxopt.pipeline.lowering import attempt
 from tests.pipeline.bad_backends import Bad, Fleet
 
 PLUGIN = "tests.pipeline.bad_backends"
@@ -15,9 +15,9 @@ PLUGIN = "tests.pipeline.bad_backends"
 @pytest.fixture
 def isolated(monkeypatch, plugins):
     plugins(backends=[Bad, Fleet])
-    monkeypatch.delenv("FXOPT_ISOLATION")
+    monkeypatch.setenv("FXOPT_ISOLATION", "1")
     with Isolation(plugins=(PLUGIN,)) as isolation:
-        monkeypatch.setattr(request_module, "shared_isolation", lambda: isolation)
+        monkeypatch.setattr(workers_module, "shared_isolation", lambda: isolation)
         yield isolation
 
 
@@ -30,7 +30,7 @@ def candidates(fast):
 
 
 def test_each_is_excluded_with_a_reason_and_the_next_best_is_used(model, x, isolated, monkeypatch):
-    monkeypatch.setattr(screen, "PATIENCE_SECONDS", 6.0)
+    monkeypatch.setattr(attempt, "PATIENCE_SECONDS", 6.0)
     fast = fxopt.optimize(model, (x,), backends=["fleet"])
     found = reasons(fast)
     assert "died of SIGSEGV while compiling" in found["crashes"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fxopt
-import fxopt.api.request as request_module
+import fxopt.api.workers as workers_module
 from fxopt.pipeline.isolation import Isolation
 from fxopt.plugin import BackendError, BackendInfo
 from fxopt_inductor import Inductor
@@ -29,8 +29,8 @@ def isolation():
 @pytest.fixture
 def isolated(monkeypatch, plugins, isolation):
     plugins(backends=[Spared])
-    monkeypatch.delenv("FXOPT_ISOLATION")
-    monkeypatch.setattr(request_module, "shared_isolation", lambda: isolation)
+    monkeypatch.setenv("FXOPT_ISOLATION", "1")
+    monkeypatch.setattr(workers_module, "shared_isolation", lambda: isolation)
 
 
 @pytest.mark.parametrize("failure", ["raises", "is wrong", "crashes"])

@@ -110,6 +110,15 @@ class Bad(Backend):
             os.write(descriptor, b"\x00garbage\xff\n" * 20000)
         os.system("echo from a shell")
 
+    def meets(self):
+        """Goes on once another one has come to the same folder."""
+        Path(self.path, str(self.bits)).touch()
+        end = time.monotonic() + 5
+        while len(list(Path(self.path).iterdir())) < 2:
+            if time.monotonic() > end:
+                raise RuntimeError("alone")
+            time.sleep(0.01)
+
     def counts_threads(self):
         raise RuntimeError(f"{torch.get_num_threads()} threads")
 
@@ -161,6 +170,13 @@ class Named(Bad):
         return self.what
 
 
+@dataclass(frozen=True)
+class Slow(Bad):
+    """Takes its time to build."""
+
+    info = BackendInfo(name="slow", targets=("cpu",), builds_slowly=True)
+
+
 @hookimpl
 def fxopt_backends():
-    return [Bad, Fleet, Named, Spared]
+    return [Bad, Fleet, Named, Slow, Spared]

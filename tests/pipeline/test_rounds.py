@@ -54,7 +54,7 @@ def screened(versions, monkeypatch):
     tried = []
 
     def run(milliseconds, peak_ms=1e-3, target=CPU):
-        def screen(candidates, job, rivals=(), judge=None):
+        def screen(candidates, job, rivals=(), judge=None, at_once=False):
             for candidate in sorted(candidates, key=lambda c: c.builds_slowly):
                 judge(candidate)
                 if candidate.record.reason:

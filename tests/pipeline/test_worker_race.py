@@ -77,14 +77,14 @@ def test_a_race_tells_who_is_faster_and_forgetting_ends_it(isolation, candidates
     screen([quick], job)
     screen([slow], job)
     assert isolation.holds(quick.key)
-    result = isolation.race([quick.key, slow.key], TARGET, timeout=60, rounds=2, burst=3)
-    assert result.reason == ""
-    assert result.latencies[slow.key].median > 10 > result.latencies[quick.key].median
-    assert len(result.latencies[slow.key].milliseconds) == 6
+    result = isolation.turn(slow.key, TARGET, timeout=60, calls=3)
+    assert (len(result.milliseconds), result.reason) == (3, "")
+    race_apart([quick, slow], job)
+    assert slow.latency.median > 10 > quick.latency.median
     isolation.forget([quick.key])
     assert not isolation.holds(quick.key)
     assert isolation.holds(slow.key)
-    assert isolation.race([quick.key], TARGET, timeout=60).reason.endswith("is lost")
+    assert isolation.turn(quick.key, TARGET, timeout=60).lost
     isolation.forget([slow.key])
 
 
@@ -96,7 +96,7 @@ def test_where_memory_is_short_only_what_is_close_is_kept(isolation, candidates,
     for share, kept in ((0.9, True), (0.1, False)):
         left[0] = share
         first.note(milliseconds=1.0)
-        screen_module._part_with_beaten([first, second], [], isolation)
+        screen_module._part_with_beaten([first, second], [], job)
         assert not first.beaten
         assert second.hopeful is kept
 

@@ -2,14 +2,14 @@
 
 from fxopt.pipeline.isolation.client import Isolation, shared_isolation
 from fxopt.pipeline.isolation.parcel import Parcel
-from fxopt.pipeline.isolation.records import ELSEWHERE, Outcome, RaceResult, TrialResult
+from fxopt.pipeline.isolation.records import ELSEWHERE, Outcome, TrialResult, TurnResult
 
 __all__ = [
     "ELSEWHERE",
     "Isolation",
     "Outcome",
     "Parcel",
-    "RaceResult",
     "TrialResult",
+    "TurnResult",
     "shared_isolation",
 ]

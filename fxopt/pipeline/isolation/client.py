@@ -24,18 +24,17 @@ from fxopt.errors import PluginError
 from fxopt.ir import Program
 from fxopt.ir.saving.values import UnsavableError
 from fxopt.pipeline.assignment import Assignment
-from fxopt.pipeline.isolation.examine import TURN
 from fxopt.pipeline.isolation.folder import SCRATCH, LockedFolder
 from fxopt.pipeline.isolation.parcel import Parcel, make_parcel
 from fxopt.pipeline.isolation.plugins import registry_with
 from fxopt.pipeline.isolation.process import WorkerDiedError, WorkerProcess
 from fxopt.pipeline.isolation.records import (
-    RaceResult,
     TrialResult,
+    TurnResult,
     assignment_to_json,
-    race_from_json,
     result_from_json,
     target_to_json,
+    turn_from_json,
 )
 
 _FORGET_SECONDS = 60.0
@@ -131,12 +130,12 @@ class Isolation:
             assignment: Which backend takes what.
             target: What is lowered for.
             timeout: Seconds for it all; the start of a worker does not count.
-            tolerance: Error beyond which there is nothing to measure; None to measure anyway.
+            tolerance: Error beyond which there is nothing to measure or keep; None to do so anyway.
             which: Numbers of the examples to run; some backends compile for each.
             timed: Whether to measure, on the first one of those.
-            also: Numbers of examples to run then, if it is fast.
+            also: Numbers of examples to run then, if it is fast, or was not measured.
             within: Milliseconds up to which it is.
-            keep: A key under which the worker keeps what was measured, for :meth:`race`.
+            keep: A key under which the worker keeps what was right, for :meth:`turn`.
 
         Returns:
             What came of it. Nothing that a backend does is raised here.
@@ -153,7 +152,7 @@ class Isolation:
                 result = self._try(request | {"keep": keep}, timeout)
             except (UnsavableError, PluginError, ImportError, OSError) as error:
                 return TrialResult("not isolated", str(error))
-            if keep and result.latency is not None:
+            if result.kept:
                 self._held.kept.add(keep)
             return result
 
@@ -161,32 +160,28 @@ class Isolation:
         """Whether the worker still has what it kept under this key."""
         return key in self._held.kept
 
-    def race(
-        self, keys: Sequence[str], target: Target, *, timeout: float, **rules: Any
-    ) -> RaceResult:
-        """Times what the worker has kept, in turns.
+    def turn(self, key: str, target: Target, *, timeout: float, calls: int = 5) -> TurnResult:
+        """Times what the worker has kept: a turn of a race, which others may have elsewhere.
 
         Args:
-            keys: Of trials.
-            target: As of those.
+            key: Of a trial.
+            target: As of that.
             timeout: Seconds, after which the worker is taken to hang.
-            rules: As of :func:`fxopt.cost.measure`.
+            calls: How many are timed; of slow ones, fewer.
 
         Returns:
-            The latencies, or why there are none. Where the worker died, nothing is kept any more.
+            The timings, or why there are none. Where the worker died, nothing is kept any more.
         """
         with self._turn:
-            lost = [key for key in keys if not self.holds(key)]
-            if lost:
-                return RaceResult(reason=f"{lost[0]} is lost")
-            request = self._environment(target) | {"race": list(keys), "rules": rules}
+            if not self.holds(key):
+                return TurnResult(reason=f"{key} is lost", lost=True)
+            request = self._environment(target) | {"turn": key, "calls": calls}
             try:
-                return race_from_json(self._ask(request, timeout))
+                return turn_from_json(self._ask(request, timeout))
             except WorkerDiedError as error:
-                turn = error.stage.removeprefix(TURN)
-                return RaceResult(culprit=turn if turn in keys else "", reason=error.reason)
+                return TurnResult(reason=error.reason)
             except OSError as error:  # the worker is gone, and no other can be started
-                return RaceResult(reason=str(error))
+                return TurnResult(reason=str(error), lost=True)
 
     def forget(self, keys: Sequence[str]) -> None:
         """Lets go of what the worker has kept under these keys."""
@@ -265,8 +260,8 @@ class Isolation:
 
 
 @functools.cache
-def shared_isolation() -> Isolation:
-    """The one isolation that a process needs; its worker serves all calls."""
+def shared_isolation(second: bool = False) -> Isolation:
+    """The isolation whose worker serves all calls in a process, or another one beside it."""
     return Isolation()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fxopt.backends import LoweredModule
-from fxopt.cost import Latency, Target, measure
+from fxopt.cost import Latency, Target, measure, take_turn, wait_until_idle
 from fxopt.errors import FxoptError, SavingError
 from fxopt.ir import Program
 from fxopt.ir.saving import load_program
@@ -24,8 +24,8 @@ from fxopt.pipeline.compare import Comparison, compare
 from fxopt.pipeline.isolation.parcel import load_examples
 from fxopt.pipeline.isolation.records import (
     ELSEWHERE,
-    RaceResult,
     TrialResult,
+    TurnResult,
     assignment_from_json,
     target_from_json,
 )
@@ -38,13 +38,13 @@ _ROUND_MS = 250.0
 _SLOW_MS = 1000.0
 _FEWEST, _MOST = 3, 500
 
+# Threads that spin for longer are at it for good.
+_REST_SECONDS = 0.25
+
 Stage = Callable[[str], None]
 Flat = Sequence[Any]
 Kept = dict[str, Callable[[], object]]
 """What trials have built and found right, by the keys that it was kept under."""
-
-TURN = "measuring "
-"""In front of a key: the stage of a race in which that one has its turn."""
 
 
 def examine(
@@ -78,30 +78,26 @@ def examine(
         return TrialResult("refused", describe(error))
 
 
-def race_kept(request: Mapping[str, Any], stage: Stage, kept: Kept) -> RaceResult:
-    """Times what was kept, in turns.
+def time_kept(request: Mapping[str, Any], stage: Stage, kept: Kept) -> TurnResult:
+    """Times what was kept for a turn, after which nothing is at work that others would feel.
 
     Args:
-        request: As the client writes it; its keys are all in ``kept``.
-        stage: Is told whose turn begins.
+        request: As the client writes it; its key is in ``kept``.
+        stage: Is told what begins.
         kept: What was kept.
 
     Returns:
-        The latencies, or whose call raised something.
+        The timings, or what a call raised.
     """
     _configure(request, target_from_json(request["target"]))
-    turns = [""]
-
-    def watch(key: str) -> None:
-        turns.append(key)
-        stage(TURN + key)
-
+    stage(f"measuring {request['turn']}")
     try:
         with torch.no_grad():
-            calls = {key: kept[key] for key in request["race"]}
-            return RaceResult(measure(calls, watch=watch, **request["rules"]))
+            took = take_turn(kept[request["turn"]], request["calls"])
+        wait_until_idle(_REST_SECONDS)
     except BaseException as error:  # noqa: BLE001 - as in a trial
-        return RaceResult(culprit=turns[-1], reason=describe(error))
+        return TurnResult(reason=describe(error))
+    return TurnResult(tuple(took))
 
 
 def describe(error: BaseException) -> str:
@@ -123,13 +119,13 @@ class _Trial:
     def run(
         self, examples: Sequence[Flat], reference: Sequence[Flat], request: Mapping[str, Any]
     ) -> TrialResult:
-        """Compares the examples that are asked for; times the first one of those that are right.
+        """Compares the examples that are asked for; where they are right, times the first one.
 
         Args:
             examples: All that there are.
             reference: What the outputs should be.
-            request: Says which examples, what error is too large to time anything, and what else
-                is run of what is fast.
+            request: Says which examples, what error is too large to go on, whether to time, and
+                what else is run of what is fast.
         """
         pairs = [(examples[index], reference[index]) for index in request["which"]]
         tolerance = math.inf if request["tolerance"] is None else request["tolerance"]
@@ -144,18 +140,20 @@ class _Trial:
         seconds = time.perf_counter() - start
         self.stage("running")
         errors = [_error(lowered, *pair) for pair in pairs]
-        latency, others = None, []
-        if request["timed"] and all(each.error <= tolerance for each in errors):
+        result = _result(lowered, errors, seconds)
+        if not all(each.error <= tolerance for each in errors):
+            return result
+        flat = pairs[0][0]
+        if request["timed"]:
             self.stage("measuring")
-            flat = pairs[0][0]
-            latency = _latency(lowered, flat)
-            if latency.median <= request["within"]:
-                others = self._elsewhere(
-                    lowered, [(examples[index], reference[index]) for index in request["also"]]
-                )
-            if request["keep"]:
-                self.kept[request["keep"]] = _racer(lowered, flat)
-        return replace(_result(lowered, errors, seconds, latency), others=tuple(others))
+            result = replace(result, latency=_latency(lowered, flat))
+        also = [(examples[index], reference[index]) for index in request["also"]]
+        is_fast = result.latency is None or result.latency.median <= request["within"]
+        if also and is_fast:
+            result = replace(result, others=tuple(self._elsewhere(lowered, also)))
+        if request["keep"]:
+            self.kept[request["keep"]] = _racer(lowered, flat)
+        return replace(result, kept=bool(request["keep"]))
 
     def _elsewhere(self, lowered: Program, pairs: Sequence[tuple[Flat, Flat]]) -> list[Comparison]:
         self.stage(f"running {ELSEWHERE}")
@@ -212,9 +210,7 @@ def _call_ms(program: Program, flat: Flat) -> float:
     return max((time.perf_counter() - start) * 1e3, 1e-3)
 
 
-def _result(
-    program: Program, errors: Sequence[Comparison], seconds: float, latency: Latency | None
-) -> TrialResult:
+def _result(program: Program, errors: Sequence[Comparison], seconds: float) -> TrialResult:
     lowered = [m for m in program.module.modules() if isinstance(m, LoweredModule)]
     return TrialResult(
         "ran",
@@ -223,7 +219,6 @@ def _result(
         kernels=tuple(kernel for module in lowered for kernel in module.kernels()),
         fallbacks=tuple(line for module in lowered for line in module.fallbacks()),
         build_seconds=seconds,
-        latency=latency,
     )
 
 

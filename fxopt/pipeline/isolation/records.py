@@ -38,6 +38,7 @@ class TrialResult:
         fallbacks: Layers that were to run in a lower precision than they do.
         build_seconds: Time for lowering, and for compiling for the first one of them.
         latency: Of warm calls on the first example; None where the errors were beyond tolerance.
+        kept: Whether the worker has kept it.
         log: The last lines that its process printed, where it died.
     """
 
@@ -50,31 +51,28 @@ class TrialResult:
     fallbacks: tuple[str, ...] = ()
     build_seconds: float = 0.0
     latency: Latency | None = None
+    kept: bool = False
     log: str = ""
 
 
 @dataclass(frozen=True)
-class RaceResult:
-    """What came of a race between what the worker had kept.
+class TurnResult:
+    """What came of a turn in a race.
 
     Attributes:
-        latencies: By key; empty where the race was not finished.
-        culprit: The key of what failed then; empty where that is not known.
-        reason: Why the race was not finished.
+        milliseconds: Each of its calls.
+        reason: Why there are none.
+        lost: Whether that is no fault of what was to run: the worker has it no longer.
     """
 
-    latencies: Mapping[str, Latency] = field(default_factory=dict)
-    culprit: str = ""
+    milliseconds: tuple[float, ...] = ()
     reason: str = ""
+    lost: bool = False
 
 
-def race_from_json(data: Mapping[str, Any]) -> RaceResult:
-    """The result of a race, from its JSON form."""
-    return RaceResult(
-        {key: Latency(tuple(each["milliseconds"])) for key, each in data["latencies"].items()},
-        data["culprit"],
-        data["reason"],
-    )
+def turn_from_json(data: Mapping[str, Any]) -> TurnResult:
+    """The result of a turn, from its JSON form."""
+    return TurnResult(tuple(data["milliseconds"]), data["reason"], data["lost"])
 
 
 def result_from_json(data: Mapping[str, Any]) -> TrialResult:

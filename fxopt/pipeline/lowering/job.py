@@ -30,6 +30,8 @@ class LoweringJob:
         argument_names: Names of the positional arguments of the user's ``forward``.
         accept: Says why an emitted module must not be used after all; None when it may.
         isolation: Where candidates are tried first, out of harm's way; None to do without.
+        beside: Where what builds slowly is tried instead, so that the others can be built in the
+            meantime; None where they wait for each other.
         mix: Whether to look for a mixture of backends that beats each of them. It has to build
             and measure every part of the program on every backend.
         deadline: ``time.monotonic()`` at which no further candidate is begun.
@@ -44,6 +46,7 @@ class LoweringJob:
     argument_names: Sequence[str] = ()
     accept: Callable[[OptimizedModule], str | None] = lambda module: None
     isolation: Isolation | None = None
+    beside: Isolation | None = None
     mix: bool = False
     deadline: float | None = None
     progress: Callable[[str], None] = lambda line: None
@@ -52,6 +55,20 @@ class LoweringJob:
     def seconds_left(self) -> float:
         """Until the time limit; infinite where there is none, negative once it has passed."""
         return math.inf if self.deadline is None else self.deadline - time.monotonic()
+
+    @property
+    def isolations(self) -> tuple[Isolation, ...]:
+        """All that there are."""
+        return tuple(each for each in (self.isolation, self.beside) if each is not None)
+
+    def holder(self, key: str) -> Isolation | None:
+        """Where a candidate is kept; None where it is not, or no longer."""
+        return next((each for each in self.isolations if each.holds(key)), None)
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Lets go of what is kept under these keys."""
+        for isolation in self.isolations:
+            isolation.forget(keys)
 
     @property
     def late(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from fxopt.cost import Latency
@@ -59,8 +59,9 @@ def lower(versions: Sequence[Version], job: LoweringJob) -> Lowered:
     reverted to. The original model runs in the same race, so the result is never slower than
     that: when nothing beats it, the program is emitted as it is.
     """
-    shared = job.isolation.shared_files() if job.isolation is not None else nullcontext()
-    with shared:
+    with ExitStack() as stack:
+        for isolation in reversed(job.isolations):  # this process shares those of the first
+            stack.enter_context(isolation.shared_files())
         return _lower(versions, job)
 
 
@@ -92,8 +93,7 @@ def _choose(
             finalists.append(plain)
         before = _race_here(finalists, candidates, job)
     finally:
-        if job.isolation is not None:
-            job.isolation.forget([candidate.key for candidate in candidates])
+        job.forget([candidate.key for candidate in candidates])
     for candidate in candidates:
         if candidate.beaten:
             took = f"{candidate.record.milliseconds:.3g} ms"

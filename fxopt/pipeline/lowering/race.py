@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from fxopt.cost import Latency, measure
+from fxopt.cost import Latency, measure, race_in_turns
 from fxopt.pipeline.lowering.candidate import Candidate, describe
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
 from fxopt.pipeline.lowering.screen import screen_again
@@ -108,26 +109,44 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     """
     screen_again(candidates, job)
     left = job.seconds_left / 4
-    kept = [c for c in candidates if c.hopeful and job.isolation and job.isolation.holds(c.key)]
-    if job.isolation is None or not kept or left <= 0:
+    kept = [c for c in candidates if c.hopeful and job.holder(c.key) is not None]
+    if not kept or left <= 0:
         return
     if len(kept) == 1 and kept[0].trial is not None:  # there is nobody to race with
         kept[0].timed(kept[0].trial)
         return
     job.progress(f"measuring {len(kept)} candidates for {job.name}")
-    result = job.isolation.race(
-        [candidate.key for candidate in kept],
-        job.target,
-        timeout=PATIENCE_SECONDS,
-        **_limits(_SECONDS, left),
-    )
+    turns = {candidate.key: partial(_turn, candidate, job) for candidate in kept}
+    try:
+        latencies = race_in_turns(turns, **_limits(_SECONDS, left))
+    except _NoTurnError as failure:
+        if not failure.lost:
+            failure.candidate.drop(failure.reason)
+            race_apart(candidates, job)
+        return
     for candidate in kept:
-        if candidate.key in result.latencies:
-            candidate.timed(result.latencies[candidate.key])
-        elif candidate.key == result.culprit:
-            candidate.drop(result.reason)
-    if result.culprit:
-        race_apart(candidates, job)
+        candidate.timed(latencies[candidate.key])
+
+
+class _NoTurnError(Exception):
+    """A candidate could not take its turn."""
+
+    def __init__(self, candidate: Candidate, reason: str, lost: bool) -> None:
+        super().__init__(reason)
+        self.candidate = candidate
+        self.reason = reason
+        self.lost = lost
+
+
+def _turn(candidate: Candidate, job: LoweringJob) -> Sequence[float]:
+    """A turn where the candidate is kept."""
+    holder = job.holder(candidate.key)
+    if holder is None:
+        raise _NoTurnError(candidate, f"{candidate.name} is lost", lost=True)
+    result = holder.turn(candidate.key, job.target, timeout=PATIENCE_SECONDS)
+    if result.reason:
+        raise _NoTurnError(candidate, result.reason, result.lost)
+    return result.milliseconds
 
 
 def race_again(

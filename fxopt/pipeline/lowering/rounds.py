@@ -39,7 +39,7 @@ def screen_in_rounds(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     asked = [c.version.name for c in lowered if c.version.name != REDUCED][-1:]
     first = [c for c in lowered if c.version.name in asked]
     rest = [c for c in lowered if c not in first]
-    _screen_worthwhile(first, lowered, job)
+    _screen_worthwhile(first, lowered, job, at_once=True)
     _drop_others(rest, first)
     _drop_beyond_peak(rest, _best(first), job)
     _screen_worthwhile(_as_fast(rest, first), lowered, job)
@@ -49,7 +49,10 @@ def screen_in_rounds(candidates: Sequence[Candidate], job: LoweringJob) -> None:
 
 
 def _screen_worthwhile(
-    candidates: Sequence[Candidate], lowered: Sequence[Candidate], job: LoweringJob
+    candidates: Sequence[Candidate],
+    lowered: Sequence[Candidate],
+    job: LoweringJob,
+    at_once: bool = False,
 ) -> None:
     """Tries those that build fast, then those of the others; none that is hopeless by then."""
     left = [c for c in candidates if not c.record.reason]
@@ -61,7 +64,7 @@ def _screen_worthwhile(
         if candidate.builds_slowly and not candidate.record.reason:
             _drop_slower_precision(candidate, slow, fast)
 
-    screen(left, job, rivals=lowered, judge=judge)
+    screen(left, job, rivals=lowered, judge=judge, at_once=at_once)
 
 
 def _as_fast(rest: Sequence[Candidate], first: Sequence[Candidate]) -> list[Candidate]:

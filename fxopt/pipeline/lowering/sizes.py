@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fxopt.pipeline.isolation import ELSEWHERE, Isolation
+from fxopt.pipeline.lowering.attempt import pack, sizes_to_try
 from fxopt.pipeline.lowering.candidate import Candidate, describe, output_error
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
-from fxopt.pipeline.lowering.screen import pack, sizes_to_try
 
 _NOT_ISOLATED = "not isolated"
 

@@ -1,0 +1,179 @@
+"""What builds slowly is built in a second worker, and raced across both."""
+
+import importlib
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fxopt.pipeline.assignment import whole
+from fxopt.pipeline.isolation import Isolation
+from fxopt.pipeline.lowering import LoweringJob, exact_version, lower
+from fxopt.pipeline.lowering.at_once import choose
+from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.race import race_apart
+from fxopt.pipeline.lowering.screen import screen
+from tests.building import image, small_cnn
+from tests.pipeline.bad_backends import Bad, Slow
+from tests.pipeline.support import TARGET
+
+at_once = importlib.import_module("fxopt.pipeline.lowering.at_once")
+screen_module = importlib.import_module("fxopt.pipeline.lowering.screen")
+
+PLUGIN = "tests.pipeline.bad_backends"
+EXAMPLES = [[image(2)], [image(3)]]
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with Isolation(plugins=(PLUGIN,)) as first, Isolation(plugins=(PLUGIN,)) as second:
+        first.warm_up()
+        second.warm_up()
+        yield first, second
+
+
+@pytest.fixture
+def job(workers, monkeypatch):
+    """With two workers; a trial of a tiny net on a busy machine beats nothing."""
+    monkeypatch.setattr(screen_module, "_CLOSE", 1e9)
+    for module in (screen_module, at_once):
+        monkeypatch.setattr(module, "memory_left", lambda: 1.0)
+    model, (first, second) = small_cnn(), workers
+    job = LoweringJob(
+        "net",
+        TARGET,
+        (),
+        EXAMPLES,
+        original=lambda: model(image(2)),
+        isolation=first,
+        beside=second,
+    )
+    yield job
+    for isolation in workers:
+        isolation.forget([*isolation._held.kept])
+
+
+@pytest.fixture
+def candidates():
+    program = small_cnn()
+    with torch.no_grad():
+        version = exact_version(program, [program(*flat) for flat in EXAMPLES])
+
+    def make(*backends):
+        return [Candidate(version, whole(backend)) for backend in backends]
+
+    return make
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_both_kinds_are_built_at_the_same_time(candidates, job, workers, tmp_path, together):
+    both = candidates(Bad("meets", 16, str(tmp_path)), Slow("meets", 32, str(tmp_path)))
+    screen(both, job, at_once=together)
+    if not together:
+        assert both[0].record.reason == "RuntimeError: alone"
+        return
+    assert [c.record.reason for c in both] == ["", ""]
+    assert all(c.record.milliseconds > 0 and c.record.error == 0 for c in both)
+    assert [w.holds(both[0].key) for w in workers] == [True, False]
+    assert [w.holds(both[1].key) for w in workers] == [False, True]
+
+
+def test_they_race_wherever_they_are(candidates, job):
+    fast, slow = candidates(Bad(), Slow("is slow"))
+    screen([fast, slow], job, at_once=True)
+    race_apart([fast, slow], job)
+    assert slow.latency.median > 10 > fast.latency.median
+
+
+def test_what_builds_fast_has_been_compared_at_other_sizes(candidates, job):
+    right, wrong, slow = candidates(Bad(), Bad("is wrong at other sizes"), Slow())
+    screen([right, wrong, slow], job, at_once=True)
+    assert right.right_elsewhere
+    assert wrong.record.reason.startswith("at another batch size: output error")
+    assert not slow.right_elsewhere
+
+
+def test_one_that_builds_slowly_and_dies_costs_only_itself(candidates, job):
+    fast, slow = candidates(Bad(), Slow("crashes"))
+    screen([fast, slow], job, at_once=True)
+    assert "died of SIGSEGV" in slow.record.reason
+    assert fast.measured
+    assert job.isolation.holds(fast.key)
+
+
+def test_what_is_lost_as_another_one_dies_is_tried_again(candidates, job):
+    first, dies, slow = candidates(Bad(), Bad("crashes"), Slow())
+    screen([first, dies, slow], job, at_once=True)
+    assert "died of SIGSEGV" in dies.record.reason
+    assert first.measured
+    assert slow.measured
+    assert job.isolation.holds(first.key)
+
+
+def test_only_the_first_of_those_that_build_slowly_is_built_before_the_rest_is_known(
+    candidates, job
+):
+    fast, slow, other = candidates(Bad(), Slow(), Slow(bits=16))
+    told = []
+
+    def judge(candidate):
+        told.append(candidate)
+        if candidate is other and fast.measured:
+            candidate.drop("hopeless", slower=True)
+
+    screen([slow, other, fast], job, judge=judge, at_once=True)
+    assert (slow.measured, other.measured) == (True, False)
+    assert other.record.reason == "hopeless"
+
+
+def test_where_no_second_worker_can_be_had_the_first_one_does_it_all(candidates, job, monkeypatch):
+    monkeypatch.setattr(job.beside, "_obstacle", "no more processes")
+    fast, slow = candidates(Bad(), Slow())
+    screen([fast, slow], job, at_once=True)
+    assert fast.measured
+    assert slow.measured
+    assert job.isolation.holds(slow.key)
+
+
+def test_an_interrupt_ends_what_is_being_built_beside(candidates, job, monkeypatch):
+    fast, slow = candidates(Bad(), Slow("hangs"))
+    attempt = at_once.attempt
+
+    def interrupted(candidate, *arguments, **options):
+        if candidate is slow:
+            return attempt(candidate, *arguments, **options)
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(at_once, "attempt", interrupted)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        screen([fast, slow], job, at_once=True)
+    assert time.monotonic() - start < 30
+    assert not job.beside._held.process.alive
+
+
+def test_nothing_is_built_at_once_without_memory_a_second_worker_or_both_kinds(
+    candidates, job, monkeypatch
+):
+    fast, slow = candidates(Bad(), Slow())
+
+    def chosen(these, job=job, out=()):
+        return choose(these, lambda c: c.drop("out") if c in out else None, job)
+
+    assert chosen([slow, fast]) == [fast, slow]
+    assert chosen([fast]) == chosen([slow]) == []
+    assert chosen([fast, slow], replace(job, beside=None)) == []
+    monkeypatch.setattr(at_once, "memory_left", lambda: 0.3)
+    assert chosen([fast, slow]) == []
+    monkeypatch.setattr(at_once, "memory_left", lambda: 0.5)
+    assert chosen([fast, slow], out=[slow]) == []
+
+
+def test_the_best_of_both_workers_is_kept(candidates, job, workers):
+    backends = (Bad("is slow"), Slow())
+    lowered = lower([candidates(Bad())[0].version], replace(job, backends=backends))
+    found = {c.backend: c for c in lowered.record.candidates}
+    assert found["bad"].milliseconds > 10 > found["slow"].milliseconds
+    assert not any(worker._held.kept for worker in workers)
