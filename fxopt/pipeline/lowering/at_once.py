@@ -59,8 +59,8 @@ def build_at_once(candidates: Sequence[Candidate], parcels: Parcels, job: Loweri
                 attempt(candidate, parcel, [], job, timed=False)
             building.result()
         except BaseException:  # such as Ctrl-C: nobody would wait for it
-            if job.beside is not None:
-                job.beside.close()
+            for isolation in job.isolations:
+                isolation.close()
             raise
     for candidate in candidates:
         if candidate.hopeful:
