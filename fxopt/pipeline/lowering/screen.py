@@ -54,8 +54,10 @@ def screen(
         done = [candidate for candidate in together if candidate.measured]
         # What builds fast goes first: when time runs out, there is something to go on with.
         for candidate in sorted(candidates, key=lambda c: c.builds_slowly):
+            if candidate in done:
+                continue
             judge(candidate)
-            if candidate.record.reason or candidate in done:
+            if candidate.record.reason:
                 continue
             _try(candidate, parcels, [*candidates, *rivals], job)
             _part_with_beaten(candidates, rivals, job)
