@@ -80,7 +80,7 @@ def test_they_race_wherever_they_are(candidates, job):
     fast, slow = candidates(Bad(), Slow("is slow"))
     screen([fast, slow], job, at_once=True)
     race_apart([fast, slow], job)
-    assert slow.latency.median > 10 > fast.latency.median
+    assert slow.latency.median > fast.latency.median
 
 
 def test_what_builds_fast_has_been_compared_at_other_sizes(candidates, job):
@@ -170,5 +170,6 @@ def test_the_best_of_both_workers_is_kept(candidates, job, workers):
     backends = (Bad("is slow"), Slow())
     lowered = lower([candidates(Bad())[0].version], replace(job, backends=backends))
     found = {c.backend: c for c in lowered.record.candidates}
-    assert found["bad"].milliseconds > 10 > found["slow"].milliseconds
+    assert found["bad"].milliseconds > found["slow"].milliseconds
+    assert lowered.record.chosen.backend != "bad"
     assert not any(worker._held.kept for worker in workers)

@@ -80,7 +80,7 @@ def test_a_race_tells_who_is_faster_and_forgetting_ends_it(isolation, candidates
     result = isolation.turn(slow.key, TARGET, timeout=60, calls=3)
     assert (len(result.milliseconds), result.reason) == (3, "")
     race_apart([quick, slow], job)
-    assert slow.latency.median > 10 > quick.latency.median
+    assert slow.latency.median > quick.latency.median
     isolation.forget([quick.key])
     assert not isolation.holds(quick.key)
     assert isolation.holds(slow.key)
