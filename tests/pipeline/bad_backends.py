@@ -113,7 +113,7 @@ class Bad(Backend):
     def meets(self):
         """Goes on once another one has come to the same folder."""
         Path(self.path, str(self.bits)).touch()
-        end = time.monotonic() + 5
+        end = time.monotonic() + 20
         while len(list(Path(self.path).iterdir())) < 2:
             if time.monotonic() > end:
                 raise RuntimeError("alone")
