@@ -65,7 +65,7 @@ def test_torch_is_left_as_it_was():
     assert [getattr(decompositions, name) for name in names] == before
 
 
-def test_other_threads_go_on_walking(monkeypatch):
+def test_other_threads_go_on_walking():
     steps, state = torch.ones(5, 2, 3), torch.zeros(2, 3)
     with recurrent_layers_not_walked(), ThreadPoolExecutor(1) as other:
 

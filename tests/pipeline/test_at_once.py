@@ -5,13 +5,10 @@ import time
 from dataclasses import replace
 
 import pytest
-import torch
 
-from fxopt.pipeline.assignment import whole
 from fxopt.pipeline.isolation import Isolation
-from fxopt.pipeline.lowering import LoweringJob, exact_version, lower
+from fxopt.pipeline.lowering import LoweringJob, lower
 from fxopt.pipeline.lowering.at_once import choose
-from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.race import race_apart
 from fxopt.pipeline.lowering.screen import screen
 from tests.building import image, small_cnn
@@ -52,18 +49,6 @@ def job(workers, monkeypatch):
     yield job
     for isolation in workers:
         isolation.forget([*isolation._held.kept])
-
-
-@pytest.fixture
-def candidates():
-    program = small_cnn()
-    with torch.no_grad():
-        version = exact_version(program, [program(*flat) for flat in EXAMPLES])
-
-    def make(*backends):
-        return [Candidate(version, whole(backend)) for backend in backends]
-
-    return make
 
 
 def test_both_kinds_are_built_at_the_same_time(candidates, job, workers, tmp_path):
@@ -146,7 +131,8 @@ def test_an_interrupt_ends_what_is_being_built_beside(candidates, job, monkeypat
     with pytest.raises(KeyboardInterrupt):
         screen([fast, slow], job, at_once=True)
     assert time.monotonic() - start < 30
-    assert not job.beside._held.process.alive
+    workers = [each._held.process for each in job.isolations]
+    assert not any(worker is not None and worker.alive for worker in workers)
 
 
 def test_nothing_is_built_at_once_without_memory_a_second_worker_or_both_kinds(

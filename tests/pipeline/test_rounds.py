@@ -97,6 +97,18 @@ def test_what_is_asked_for_goes_first_and_what_builds_fast(screened):
     assert reasons == {}
 
 
+def test_only_what_is_asked_for_is_built_before_it_is_known_what_others_take(versions, monkeypatch):
+    told = []
+
+    def screen(candidates, job, at_once=False, **_):
+        told.append(([c.version.name for c in candidates], at_once))
+
+    monkeypatch.setattr(rounds_module, "screen", screen)
+    kinds = [Candidate(versions[name], whole(Quick())) for name in ("exact", "lossy")]
+    rounds_module.screen_in_rounds(kinds, SimpleNamespace(target=CPU))
+    assert told == [(["lossy"], True), (["exact"], False)]
+
+
 def test_a_version_that_is_hopeless_elsewhere_is_not_built_slowly(screened):
     tried, reasons = screened(
         {

@@ -6,10 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fxopt.pipeline.assignment import whole
 from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.lowering import LoweringJob, exact_version, lower
-from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.race import race_apart
 from fxopt.pipeline.lowering.screen import screen
 from tests.building import image, small_cnn
@@ -44,19 +42,6 @@ def job(isolation):
     )
 
 
-@pytest.fixture
-def candidates():
-    """Makes candidates of one version."""
-    program = small_cnn()
-    with torch.no_grad():
-        version = exact_version(program, [program(*flat) for flat in EXAMPLES])
-
-    def make(*backends):
-        return [Candidate(version, whole(backend)) for backend in backends]
-
-    return make
-
-
 def test_what_is_dropped_when_its_turn_comes_is_not_tried(isolation, candidates, job):
     first, second = candidates(Bad(), Bad("is slow"))
 
@@ -86,6 +71,17 @@ def test_a_race_tells_who_is_faster_and_forgetting_ends_it(isolation, candidates
     assert isolation.holds(slow.key)
     assert isolation.turn(quick.key, TARGET, timeout=60).lost
     isolation.forget([slow.key])
+
+
+def test_a_worker_that_ends_between_turns_is_no_fault_of_the_candidate(isolation, candidates, job):
+    (candidate,) = candidates(Bad())
+    screen([candidate], job)
+    isolation._held.process.kill()
+    isolation._held.process._process.wait()
+    found = isolation.turn(candidate.key, TARGET, timeout=60)
+    assert found.lost
+    assert found.reason.endswith("is lost")
+    assert not isolation.holds(candidate.key)
 
 
 def test_where_memory_is_short_only_what_is_close_is_kept(isolation, candidates, job, monkeypatch):

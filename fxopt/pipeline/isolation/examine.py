@@ -82,13 +82,15 @@ def time_kept(request: Mapping[str, Any], stage: Stage, kept: Kept) -> TurnResul
     """Times what was kept for a turn, after which nothing is at work that others would feel.
 
     Args:
-        request: As the client writes it; its key is in ``kept``.
+        request: As the client writes it.
         stage: Is told what begins.
-        kept: What was kept.
+        kept: What was kept, by a worker that may have died since.
 
     Returns:
         The timings, or what a call raised.
     """
+    if request["turn"] not in kept:
+        return TurnResult(reason=f"{request['turn']} is lost", lost=True)
     _configure(request, target_from_json(request["target"]))
     stage(f"measuring {request['turn']}")
     try:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._decomp import decompositions
 
 from fxopt.cost import find_target
 from fxopt.frontend import capture_program
@@ -90,3 +91,14 @@ def test_a_state_of_its_own_is_kept():
     on_batches(program)
     layers = [n for n in operations(program, x) if n.op_type == "GRU"]
     assert all(layer.inputs[5] is not None for layer in layers)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(6, 4, 2, batch_first=True), nn.GRU(6, 4)])
+def test_steps_are_not_walked(layer, monkeypatch):
+    def walked(*_):
+        raise AssertionError("a recurrent layer is walked step by step")
+
+    program, _ = captured(First(layer))
+    for cell in ("lstm_cell", "gru_cell"):
+        monkeypatch.setattr(decompositions, cell, walked)
+    on_batches(program)
