@@ -18,7 +18,7 @@ def test_the_readme_opens_with_two_commands():
     opening = (ROOT / "README.md").read_text().partition("\n## ")[0]
     assert len(re.findall(r"^```bash$", opening, re.MULTILINE)) == 2
     assert readme_command(1).endswith("fxopt demo")
-    assert readme_command(2).endswith("tox")
+    assert readme_command(2).endswith("tox -p")
 
 
 def test_ci_runs_the_second_one():

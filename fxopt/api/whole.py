@@ -16,7 +16,7 @@ from fxopt.api.quality import MAX_CALLS, Call, Quality, compare_models, score_of
 from fxopt.api.request import Request
 from fxopt.emit import OptimizedModule
 from fxopt.errors import CalibrationError, CaptureError, InputError
-from fxopt.frontend import batch_size, capture_program, with_batch
+from fxopt.frontend import another_size, batch_size, capture_program, with_batch
 from fxopt.ir import Program
 from fxopt.passes import Calibration, Context, Pass, batch_arguments
 from fxopt.pipeline import (
@@ -156,7 +156,7 @@ def example_batches(subject: Subject) -> list[list[Any]]:
     batches = [subject.inputs]
     size = batch_size(subject.inputs)
     if signature.batch and size is not None:
-        batches.append(with_batch(subject.inputs, size + 1))
+        batches.append(with_batch(subject.inputs, another_size(size)))
     return [signature.flatten(args, kwargs) for args, kwargs in batches]
 
 

@@ -28,10 +28,12 @@ def first_worker(backends: Sequence[Backend]) -> Isolation | None:
 def second_worker(backends: Sequence[Backend], time_limit: float | None) -> Isolation | None:
     """Where those that build slowly are tried while the others are built; None to do without.
 
-    With a time limit, what builds fast is measured first, so that there is something to go on with.
+    What calls kernels one by one has next to nothing to build. With a time limit, what builds fast
+    is measured first, so that there is something to go on with.
     """
-    slow = [backend.info.builds_slowly for backend in backends if not backend.info.native]
-    if _most() < 2 or time_limit is not None or len(set(slow)) < 2:
+    infos = [backend.info for backend in backends]
+    slow = {info.builds_slowly for info in infos if not info.native and not info.node_by_node}
+    if _most() < 2 or time_limit is not None or len(slow) < 2:
         return None
     return _started(shared_isolation(second=True))
 

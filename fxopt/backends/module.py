@@ -6,17 +6,18 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
 
+from fxopt.backends import pages
 from fxopt.backends.base import Backend, Executable, Kernel, Lowering
 from fxopt.backends.cache import LIMIT, CodeCache, Key
 from fxopt.backends.fallback import find_fallbacks
 from fxopt.backends.giveback import give_back
-from fxopt.backends.pages import large_pages
 from fxopt.cost import Target
 from fxopt.errors import SavingError
 from fxopt.ir import LeafModule, Program
@@ -149,7 +150,7 @@ class LoweredModule(LeafModule):
             held = self._compiled.holds(key)
             if held is not None:
                 return held
-            with large_pages():
+            with pages.large_pages() if pages.pay(self._program, inputs) else nullcontext():
                 if self._lowering is None:
                     self._lowering = self._backend.lower(self._program, inputs, self._target)
                 code = self._lowering.compile(inputs)

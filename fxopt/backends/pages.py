@@ -5,7 +5,8 @@ looking up where those are. Linux can use pages of 2 MiB for memory that asks fo
 (https://docs.kernel.org/admin-guide/mm/transhuge.html). Runtimes allocate their packed weights
 themselves, so what they have allocated while they compiled is asked for afterwards. Measured on
 OpenVINO: 3 to 4 % of the latency of mobilenet_v3_large in float32, resnet50 and vit_b_16 in
-bfloat16.
+bfloat16. Asking takes 3 to 4 ms a MiB, and gains nothing where each weight is used many times in a
+call (resnet50 and convnext_tiny at batch 8).
 """
 
 from __future__ import annotations
@@ -14,13 +15,37 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
+
 from fxopt.backends.smaps import Mapping, advise, mappings
+from fxopt.cost import example_size, multiply_adds
+from fxopt.ir import Program
 
 _PAGE = 2 << 20
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of <linux/mman.h>; the second since Linux 6.1
 
 # What is reserved and hardly used, such as the stacks of threads, would only fill up memory.
 _LEAST_RESIDENT = 0.75
+
+# With so many bytes of weights, asking takes a fifth of a second; with so many multiply-adds for
+# each weight, looking up where it is takes half a percent of the time.
+_MANY_BYTES, _MANY_USES = 64 << 20, 600
+
+
+def pay(program: Program, inputs: Sequence[torch.Tensor]) -> bool:
+    """Whether large pages may be worth asking for.
+
+    Args:
+        program: What is lowered.
+        inputs: Of any batch size.
+    """
+    if program.weight_bytes() < _MANY_BYTES:
+        return True
+    tensors = [n for n in program.inputs if isinstance(n.meta.get("val"), torch.Tensor)]
+    size: float = sum(tensor.numel() for tensor in inputs) / max(1, sum(map(example_size, tensors)))
+    weights: int = sum(tensor.numel() for tensor in program.module.state_dict().values())
+    used = size * sum(multiply_adds(program).values())
+    return used < _MANY_USES * weights
 
 
 @contextmanager

@@ -18,7 +18,10 @@ _current: list[Path] = []
 
 @contextmanager
 def use_scratch(folder: Path) -> Iterator[None]:
-    """Lets backends keep files in ``folder`` for a while; it is made when it is needed."""
+    """Lets backends keep files in ``folder`` for a while; it is made when it is needed.
+
+    Where one is in use already, what it holds is found, too.
+    """
     _current.append(folder)
     try:
         yield
@@ -38,7 +41,8 @@ def keep_files(key: str, make: Callable[[Path], None]) -> Path | None:
     """
     if not _current:
         return None
-    place = _current[-1] / key
+    places = [folder / key for folder in _current]
+    place = next((each for each in places if each.exists()), places[-1])
     if not place.exists():
         _current[-1].mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=_current[-1]))

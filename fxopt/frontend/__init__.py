@@ -1,6 +1,6 @@
 """From a user's model and example inputs to programs in module form."""
 
-from fxopt.frontend.batches import batch_size, with_batch
+from fxopt.frontend.batches import another_size, batch_size, with_batch
 from fxopt.frontend.capture import capture_program
 from fxopt.frontend.inputs import check_model, check_place, normalize_inputs, own_inputs
 from fxopt.frontend.parts import GuardedPart, PartialCapture, capture_parts
@@ -14,6 +14,7 @@ from fxopt.frontend.structure import (
 __all__ = [
     "GuardedPart",
     "PartialCapture",
+    "another_size",
     "batch_size",
     "buffers_restored",
     "capture_parts",

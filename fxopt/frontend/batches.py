@@ -9,10 +9,17 @@ from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
 
+_FEW = 3  # the smallest size that nothing treats as a case of its own
+
 
 def batch_size(inputs: Any) -> int | None:
     """The batch of example inputs: the first dimension of their first tensor that has one."""
     return next((t.shape[0] for t in _tensors(inputs)), None)
+
+
+def another_size(size: int) -> int:
+    """A batch size to compare at besides ``size``; a small one, since that is done often."""
+    return _FEW if size > _FEW else size + 1
 
 
 def batched_tensors(inputs: Any) -> list[torch.Tensor]:

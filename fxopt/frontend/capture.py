@@ -11,7 +11,13 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import CaptureError
-from fxopt.frontend.batches import batch_size, batched_tensors, is_batched, with_batch
+from fxopt.frontend.batches import (
+    another_size,
+    batch_size,
+    batched_tensors,
+    is_batched,
+    with_batch,
+)
 from fxopt.frontend.comparing import mismatch
 from fxopt.frontend.exporting import depends_on_data, export_model, largest_size
 from fxopt.frontend.functional import functionalize
@@ -95,7 +101,7 @@ class _Capture:
         if not all(_is_symbolic(node) for node in _batched_inputs(program, self._inputs)):
             raise _FixedBatchError("the model's code fixes it")
         self._check(program, self._inputs, self._expected)
-        for other in {size + 1, 1} - {size}:
+        for other in {another_size(size), 1} - {size}:
             inputs = with_batch(self._inputs, other)
             self._check(program, inputs, run_model(self._model, inputs))
 

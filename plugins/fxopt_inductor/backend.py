@@ -34,6 +34,7 @@ from fxopt.plugin import (
 from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.graph_cache import packed_weights_cached
 from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
+from fxopt_inductor.linear_kernels import faster_as_convolutions
 from fxopt_inductor.linears import as_convolutions, lives_by_linears
 from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
 from fxopt_inductor.lowp.safety import compiler_sees_addends, protect_addends
@@ -42,7 +43,7 @@ from fxopt_inductor.toolchain import knows_instructions, missing_toolchain
 
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
 Precision = Literal["f32", "bf16"]
-Products = Literal["library", "convolution", "template", "autotune"]
+Products = Literal["library", "template", "autotune"]
 
 # What a call from C++ saves against one from Python (torch.compile of resnet50 in bfloat16: 1.4 ms
 # of 25.3 in 122 calls); what share of the latency is worth it.
@@ -56,7 +57,6 @@ _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
 _LOW = {"bf16", "int4"}  # what computes on bfloat16
 _PRODUCTS: dict[str, dict[str, Any]] = {
     "library": {},
-    "convolution": {},
     "template": {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"},
     "autotune": {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"},
 }
@@ -74,10 +74,10 @@ class Inductor(Backend):
 
     Attributes:
         precision: Of convolutions, matrix products and attention that are not in int8.
-        products: Who computes matrix products: MKL in float32 and else oneDNN (``library``); oneDNN
-            also linear layers in float32 (``convolution``); in int8 code that Inductor writes, in
-            which they fuse with all that follows (``template``); or whichever of both is faster
-            in a trial of each (``autotune``), which also tries the float ones.
+        products: Who computes matrix products: oneDNN, or in float32 MKL where that is faster
+            (``library``); in int8 code that Inductor writes, in which they fuse with all that
+            follows (``template``); or whichever of both is faster in a trial of each
+            (``autotune``), which also tries the float ones.
         cpp_wrapper: Whether the code that calls the kernels is C++, which calls faster than
             Python and takes longer to compile.
     """
@@ -125,12 +125,6 @@ class Inductor(Backend):
         faster_calls = () if calling == self else (calling,)
         if _holds_int8(program):
             return (*faster_calls, *replace(self, cpp_wrapper=True).templates(program, target))
-        if (
-            self.precision == "f32"
-            and torch.backends.mkl.is_available()
-            and lives_by_linears(program)
-        ):
-            return (*faster_calls, replace(calling, products="convolution"))
         return faster_calls
 
     def spare(self) -> Backend | None:
@@ -197,8 +191,9 @@ class InductorLowering(Lowering):
         module = flat_module(self._program, examples)
         bf16, quantized = self._settings.precision == "bf16", is_quantized(module)
         if not bf16 and not quantized:
-            convolve = self._settings.products == "convolution"
-            return as_convolutions(module) if convolve else module
+            if lives_by_linears(self._program):
+                as_convolutions(module, faster_as_convolutions(module))
+            return module
         if quantized and (missing := missing_operators()):
             raise BackendError(missing)
         form = Form(compiled=True, bf16=bf16, wide=self._wide)

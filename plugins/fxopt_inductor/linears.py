@@ -1,14 +1,15 @@
 """Linear layers as pointwise convolutions, which oneDNN computes; Inductor gives them to MKL.
 
-Which is faster depends on the processor: on a Zen 4, MKL reaches 80 billion multiply-adds a second
-on products of BERT's sizes, oneDNN 105.
+Which is faster depends on the processor and on the size: on a Zen 4, MKL reaches 80 billion
+multiply-adds a second on products of BERT's sizes, oneDNN 105.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import fx, nn
@@ -20,6 +21,19 @@ aten = torch.ops.aten
 _MOST = 0.5  # share of the arithmetic from which on a program lives by its linear layers
 
 
+class Size(NamedTuple):
+    """Of a linear layer: rows of the input, and how many numbers a row has before and after."""
+
+    rows: int
+    wide: int
+    out: int
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds."""
+        return math.prod(self)
+
+
 def lives_by_linears(program: Program) -> bool:
     """Whether most multiply-adds are those of linear layers in float32."""
     counts = multiply_adds(program)
@@ -27,34 +41,48 @@ def lives_by_linears(program: Program) -> bool:
     return linear > _MOST * sum(counts.values())
 
 
-def as_convolutions(module: fx.GraphModule) -> fx.GraphModule:
-    """Rewrites linear layers in float32 that have constant weights.
+def layers_by_size(module: fx.GraphModule) -> Mapping[Size, Sequence[fx.Node]]:
+    """The linear layers in float32 that have constant weights.
+
+    Args:
+        module: A flat module with fixed sizes.
+    """
+    found: dict[Size, list[fx.Node]] = defaultdict(list)
+    for node in module.graph.find_nodes(op="call_function", target=aten.linear.default):
+        weight: Any = node.args[1]
+        if weight.op == "get_attr" and node.meta["val"].dtype is torch.float32:
+            found[_size(node)].append(node)
+    return found
+
+
+def as_convolutions(module: fx.GraphModule, layers: Iterable[fx.Node]) -> None:
+    """Rewrites linear layers.
 
     An image whose pixels are the rows of the input lies in memory as the input does
     (channels-last), so nothing is copied.
 
     Args:
         module: A flat module with fixed sizes; it is changed.
-
-    Returns:
-        The same module.
+        layers: Some of :func:`layers_by_size`.
     """
-    for node in list(module.graph.find_nodes(op="call_function", target=aten.linear.default)):
-        weight: Any = node.args[1]
-        if weight.op == "get_attr" and node.meta["val"].dtype is torch.float32:
-            node.replace_all_uses_with(_convolved(module.graph, node))
-            module.graph.erase_node(node)
+    for node in layers:
+        node.replace_all_uses_with(_convolved(module.graph, node))
+        module.graph.erase_node(node)
     module.recompile()
-    return module
 
 
 _IN, _OUT = [0, 3, 1, 2], [0, 2, 3, 1]  # channels to the front, and back
 
 
+def _size(node: fx.Node) -> Size:
+    x = cast(fx.Node, node.args[0])
+    *leading, out = node.meta["val"].shape
+    return Size(math.prod(leading), x.meta["val"].shape[-1], out)
+
+
 def _convolved(graph: fx.Graph, node: fx.Node) -> fx.Node:
     x, weight, *bias = cast(tuple[fx.Node, ...], node.args)
-    shape = tuple(node.meta["val"].shape)
-    rows, wide = math.prod(shape[:-1]), x.meta["val"].shape[-1]
+    rows, wide, out = _size(node)
 
     def call(target: Callable[..., Any], *args: Any) -> fx.Node:
         made = graph.call_function(target, args)
@@ -63,9 +91,10 @@ def _convolved(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
     with graph.inserting_before(node):
         image = call(aten.permute.default, call(aten.reshape.default, x, [1, rows, 1, wide]), _IN)
-        kernel = call(aten.reshape.default, weight, [shape[-1], wide, 1, 1])
+        kernel = call(aten.reshape.default, weight, [out, wide, 1, 1])
         pixels = call(aten.conv2d.default, image, kernel, *bias)
-        return call(aten.reshape.default, call(aten.permute.default, pixels, _OUT), list(shape))
+        shape = list(node.meta["val"].shape)
+        return call(aten.reshape.default, call(aten.permute.default, pixels, _OUT), shape)
 
 
 def _is_linear_layer(program: Program, node: fx.Node) -> bool:

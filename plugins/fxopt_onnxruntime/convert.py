@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import fx
 
 from fxopt.plugin import (
     BackendError,
@@ -23,6 +24,8 @@ from fxopt_onnxruntime.translate import translate
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+_FEW = 2  # rows that a profile is written with
 
 
 class ONNXRuntimeLowering(Lowering):
@@ -77,9 +80,17 @@ class ONNXRuntimeLowering(Lowering):
                 lambda folder: save(self._translate_any_batch(inputs), folder),
             )
             model = kept / MODEL if kept else self._translate_any_batch(inputs)
-            return self._start(model, inputs)
+            return self._start(model, self._few_rows(inputs))
         except BackendError:
             return None
+
+    def _few_rows(self, inputs: Tensors) -> Tensors:
+        """The inputs at a smaller batch, which a session of any batch runs in less time."""
+        symbols = [_symbolic_rows(node) for node in self._program.inputs]
+        if len(set(symbols) - {""}) != 1:  # none, or some depend on each other
+            return inputs
+        pairs = zip(inputs, symbols, strict=True)
+        return [tensor[:_FEW] if symbol else tensor for tensor, symbol in pairs]
 
     def _translate_any_batch(self, inputs: Tensors) -> ir.Model:
         return self._translate(export_program(self._program, inputs, dynamic=True))
@@ -103,6 +114,13 @@ def _integer_recurrent(program: Program) -> set[str]:
         for name, leaf in leaves.items()
         if isinstance(leaf, LeafModule) and leaf.family == "recurrent" and leaf.precision == "int8"
     }
+
+
+def _symbolic_rows(node: fx.Node) -> str:
+    """How many rows an input has, if that is symbolic; else empty."""
+    value: torch.Tensor = node.meta["val"]
+    is_symbolic = value.dim() > 0 and isinstance(value.shape[0], torch.SymInt)
+    return str(value.shape[0]) if is_symbolic else ""
 
 
 def _shapes(inputs: Tensors) -> tuple[torch.Size, ...]:

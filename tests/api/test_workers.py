@@ -6,6 +6,7 @@ import pytest
 
 from fxopt.api import workers
 from fxopt_eager import Eager
+from fxopt_inductor import OneDNN
 from tests.pipeline.bad_backends import Bad, Slow
 
 
@@ -29,7 +30,9 @@ def test_the_second_one_is_for_what_builds_slowly_beside_others(started):
     assert started == [False, True]
 
 
-@pytest.mark.parametrize("backends", [[Bad()], [Slow()], [Slow(), Eager()], [Eager()], []])
+@pytest.mark.parametrize(
+    "backends", [[Bad()], [Slow()], [Slow(), Eager()], [Slow(), OneDNN()], [Eager()], []]
+)
 def test_there_is_none_where_nothing_would_be_built_at_once(started, backends):
     assert workers.second_worker(backends, None) is None
     assert started == []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fxopt.backends import LoweredModule, pages
 from fxopt.backends.pages import _added, large_pages
 from fxopt.backends.smaps import Mapping
 from fxopt.frontend import capture_program
@@ -104,15 +105,16 @@ def test_other_systems_and_kernels_are_left_alone(monkeypatch):
     assert figure("AnonHugePages", memory) == figure("AnonHugePages", other) == 0
 
 
-def test_lowered_code_asks_for_them(monkeypatch):
-    from fxopt.backends import module
-
+@pytest.mark.parametrize(("many_bytes", "asked"), [(0, [3]), (1 << 20, [4, 3])])
+def test_lowered_code_asks_for_them_where_they_pay(monkeypatch, many_bytes, asked):
     entered = []
-    monkeypatch.setattr(module, "large_pages", lambda: entered.append(1) or large_pages())
-    x = torch.randn(2, 3)
-    program = capture_program(nn.Linear(3, 3), (x,), {})
+    monkeypatch.setattr(pages, "large_pages", lambda: entered.append(len(batch)) or large_pages())
+    monkeypatch.setattr(pages, "_MANY_BYTES", many_bytes)
+    monkeypatch.setattr(pages, "_MANY_USES", 3.5)  # a row of the batch uses each weight once
+    x = torch.randn(4, 3)
+    program = capture_program(nn.Linear(3, 3, bias=False), (x,), {})
     target = Target("cpu", torch.device("cpu"), 1)
-    lowered = module.LoweredModule(program, Eager(), target)
-    for batch in (x, x, torch.randn(5, 3)):
+    lowered = LoweredModule(program, Eager(), target)
+    for batch in (x, x, torch.randn(3, 3)):
         torch.testing.assert_close(lowered(batch)[0], program(batch)[0])
-    assert len(entered) == 2
+    assert entered == asked

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxopt.errors import CaptureError
-from fxopt.frontend import capture_program, with_batch
+from fxopt.frontend import another_size, capture_program, with_batch
 from tests.frontend.support import assert_agrees, captured, functions, leaves, randn
 
 
@@ -237,6 +237,10 @@ def test_with_batch_gives_distinct_rows() -> None:
         (x, other), kwargs = with_batch(inputs, 4)
         assert (x.shape, other.shape, kwargs["mask"].shape) == ((4, 3, 4), (5,), (4, 2))
         assert not torch.equal(x[0], x[1])
+
+
+def test_other_sizes_are_small_and_other() -> None:
+    assert [another_size(size) for size in (0, 1, 2, 3, 4, 64)] == [1, 2, 3, 4, 3, 3]
 
 
 def test_fast_path_is_left_as_it_was() -> None:

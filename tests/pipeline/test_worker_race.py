@@ -1,6 +1,7 @@
 """What the worker keeps of its trials races there, and only the winner is built again."""
 
 import importlib
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.lowering import LoweringJob, exact_version, lower
 from fxopt.pipeline.lowering.race import race_apart
 from fxopt.pipeline.lowering.screen import screen
+from fxopt_eager import Eager
 from tests.building import image, small_cnn
 from tests.pipeline.bad_backends import Bad, Named
 from tests.pipeline.support import TARGET
@@ -145,6 +147,26 @@ def test_a_time_limit_leaves_the_race_out(isolation, candidates, job):
     assert not candidate.raced
 
 
+def version_of(program):
+    with torch.no_grad():
+        return exact_version(program, [program(*flat) for flat in EXAMPLES])
+
+
+@pytest.mark.parametrize(("seconds", "winner"), [(0.05, "is slow"), (0.0, "torch")])
+def test_where_calls_are_slow_torch_as_it_is_waits(job, monkeypatch, seconds, winner):
+    module = importlib.import_module("fxopt.pipeline.lowering.lower")
+    monkeypatch.setattr(module, "_SLOW_MS", 5.0)
+    backends = (Named("is slow"), Eager())
+    job = replace(job, backends=backends, original=lambda: time.sleep(seconds))
+    lowered = lower([version_of(small_cnn())], job)
+    assert lowered.record.chosen.backend == winner
+    assert lowered.after.median > 0
+    others = {c.backend: c for c in lowered.record.candidates}
+    assert others["eager"].milliseconds is None
+    assert "not tried: it calls the kernels that the original calls" in others["eager"].reason
+    assert ("torch" in others) is (winner == "torch")
+
+
 def test_only_the_best_of_them_is_built_here(isolation, job, monkeypatch):
     built = []
     module = importlib.import_module("fxopt.pipeline.lowering.lower")
@@ -155,11 +177,8 @@ def test_only_the_best_of_them_is_built_here(isolation, job, monkeypatch):
         plain_build(candidate, job)
 
     monkeypatch.setattr(module, "build", build)
-    program = small_cnn()
-    with torch.no_grad():
-        version = exact_version(program, [program(*flat) for flat in EXAMPLES])
     backends = (Named(), Named("is slow"), Named("is wrong"))
-    lowered = lower([version], replace(job, backends=backends))
+    lowered = lower([version_of(small_cnn())], replace(job, backends=backends))
     assert built == ["is right/exact"]
     reasons = {c.backend: c.reason for c in lowered.record.candidates}
     assert "clearly slower in its trial" in reasons["is slow"]

@@ -28,6 +28,11 @@ from fxopt.report import RegionRecord
 # So close to the best one in the worker, a candidate that builds fast is built and raced here too.
 _CLOSE = 1.05
 
+# From so many milliseconds on, what a process spends between kernels does not decide who is faster:
+# torch as it is has little to gain over the original, which calls the same kernels, and what was
+# behind in the worker is behind here. Each turn takes as long as the call.
+_SLOW_MS = 300.0
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -88,7 +93,7 @@ def _choose(
         candidates += _try_apart(candidates, job)
         finalists = _finalists(candidates, job)
         plain = _plain(original, candidates, job)
-        if plain not in finalists:
+        if plain not in finalists and not _are_slow(finalists, job):
             candidates += [] if plain in candidates else [plain]
             finalists.append(plain)
         before = _race_here(finalists, candidates, job)
@@ -99,7 +104,11 @@ def _choose(
             took = f"{candidate.record.milliseconds:.3g} ms"
             candidate.drop(f"clearly slower in its trial: {took}", slower=True)
     hopeful = [candidate for candidate in candidates if candidate.hopeful]
-    return first_right(hopeful, plain, before, job), before
+    winner = first_right(hopeful, plain, before, job)
+    if winner is plain and plain not in finalists:
+        before = race_late([plain], (), candidates, before, job)
+        candidates.append(plain)
+    return winner, before
 
 
 def _brought_back(
@@ -152,11 +161,14 @@ def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]
     """
     elsewhere = sorted((c for c in candidates if c.hopeful and c.measured), key=lambda c: c.merit)
     here = [c for c in candidates if c.hopeful and not c.measured]
+    slow = _are_slow(elsewhere, job)
+    if slow:
+        here = [c for c in here if not _drop_native(c)]
     built: list[Candidate] = []
     for candidate in elsewhere:
         if job.mix and len(built) == MOST_RIVALS:
             break
-        if job.mix or not built or _is_close(candidate, built):
+        if job.mix or not built or (not slow and _is_close(candidate, built)):
             build(candidate, job)
             built += [candidate] if candidate.hopeful else []
     for candidate in here:
@@ -166,6 +178,20 @@ def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]
         build(candidate, job)
     candidates += instead
     return [c for c in (*elsewhere, *here, *instead) if c.module is not None]
+
+
+def _are_slow(candidates: Sequence[Candidate], job: LoweringJob) -> bool:
+    """Whether what is spent between kernels is nothing beside what each of them takes."""
+    took = [candidate.record.milliseconds or 0.0 for candidate in candidates]
+    return not job.mix and min(took, default=0.0) > _SLOW_MS
+
+
+def _drop_native(candidate: Candidate) -> bool:
+    """Drops what calls the kernels of the original; whether it does."""
+    if candidate.assignment.native:
+        reason = "not tried: it calls the kernels that the original calls, and those are slow"
+        candidate.drop(reason, slower=True)
+    return candidate.assignment.native
 
 
 def _is_close(candidate: Candidate, built: Sequence[Candidate]) -> bool:

@@ -1,0 +1,112 @@
+"""Which of two libraries computes a linear layer in float32 faster: a trial of each size.
+
+Trials take a second or two where compiling the whole program both ways takes half a minute, and
+they can tell for each size.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from fxopt.plugin import keep_files
+from fxopt_inductor.linears import Size, layers_by_size
+
+_PAIRS = 5  # of calls that are timed, one right after the other
+_MATTERS = 0.02  # share of the arithmetic of all linear layers
+_FILE = "ratios.json"
+
+_ONE, _NONE = [1, 1], [0, 0]  # strides and dilations, paddings
+
+Call = Callable[[], torch.Tensor]
+Ratios = Mapping[Size, float]
+
+
+def faster_as_convolutions(module: fx.GraphModule) -> list[fx.Node]:
+    """The linear layers that oneDNN computes faster as convolutions than MKL as products.
+
+    Args:
+        module: A flat module with fixed sizes.
+    """
+    layers = layers_by_size(module)
+    if not layers or not torch.backends.mkl.is_available() or not torch.backends.mkldnn.enabled:
+        return []
+    work = {size: size.work * len(nodes) for size, nodes in layers.items()}
+    matter = sorted(size for size in layers if work[size] > _MATTERS * sum(work.values()))
+    ratios = _kept(matter)
+    return [node for size in matter if ratios[size] < 1 for node in layers[size]]
+
+
+def _kept(sizes: Sequence[Size]) -> Ratios:
+    """The ratios, measured once for all builds of a program, so that these are the same."""
+    said = repr((sizes, torch.get_num_threads()))
+    key = f"inductor-linears-{hashlib.sha256(said.encode()).hexdigest()}"
+    kept = keep_files(key, functools.partial(_write, sizes))
+    if kept is None:
+        return _measured(sizes)
+    return dict(zip(sizes, json.loads((kept / _FILE).read_text()), strict=True))
+
+
+def _write(sizes: Sequence[Size], folder: Path) -> None:
+    ratios = _measured(sizes)
+    (folder / _FILE).write_text(json.dumps([ratios[size] for size in sizes]))
+
+
+def _measured(sizes: Sequence[Size]) -> Ratios:
+    return {size: convolution_over_product(size, torch.get_num_threads()) for size in sizes}
+
+
+@functools.lru_cache(maxsize=256)
+def convolution_over_product(size: Size, threads: int) -> float:
+    """How many times as long oneDNN's convolution takes as MKL's product.
+
+    Args:
+        size: Of the layer.
+        threads: As many as torch uses now; what was measured with others says nothing.
+    """
+    del threads  # part of what is remembered
+    with torch.no_grad():
+        x, weight = torch.ones(size.rows, size.wide), torch.ones(size.out, size.wide)
+        product, convolution = calls(x, weight)
+        _seconds(product), _seconds(convolution)  # they warm up
+        return statistics.median(_seconds(convolution) / _seconds(product) for _ in range(_PAIRS))
+
+
+def calls(x: torch.Tensor, weight: torch.Tensor) -> tuple[Call, Call]:
+    """What Inductor makes of a linear layer with a frozen weight, and of it as a convolution.
+
+    Args:
+        x: Matrix of rows.
+        weight: Of the layer; there is no bias.
+    """
+    return _product(x, weight), _convolution(x, weight)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> Call:
+    rows, ops = len(x), torch.ops.mkl
+    packed = ops._mkl_reorder_linear_weight(weight, rows)
+    return lambda: ops._mkl_linear(x, packed, weight, None, rows)
+
+
+def _convolution(x: torch.Tensor, weight: torch.Tensor) -> Call:
+    ops = torch.ops.mkldnn
+    image = x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)
+    kernel, shape = weight[:, :, None, None], list(image.shape)
+    packed = ops._reorder_convolution_weight(kernel, _NONE, _ONE, _ONE, 1, shape)
+    return lambda: ops._convolution_pointwise(
+        image, packed, None, _NONE, _ONE, _ONE, 1, "none", [], ""
+    )
+
+
+def _seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
