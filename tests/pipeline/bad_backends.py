@@ -113,6 +113,12 @@ class Bad(Backend):
     def meets(self):
         """Goes on once another one has come to the same folder."""
         Path(self.path, str(self.bits)).touch()
+        self.waits_for_two()
+
+    def is_counted(self):
+        Path(self.path, str(os.getpid())).touch()
+
+    def waits_for_two(self):
         end = time.monotonic() + 20
         while len(list(Path(self.path).iterdir())) < 2:
             if time.monotonic() > end:

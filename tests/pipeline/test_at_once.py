@@ -1,6 +1,7 @@
 """What builds slowly is built in a second worker, and raced across both."""
 
 import importlib
+import os
 import time
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.lowering import LoweringJob, lower
 from fxopt.pipeline.lowering.at_once import choose
+from fxopt.pipeline.lowering.candidate import build
 from fxopt.pipeline.lowering.race import race_apart
 from fxopt.pipeline.lowering.screen import screen
 from tests.building import image, small_cnn
@@ -16,6 +18,7 @@ from tests.pipeline.bad_backends import Bad, Slow
 from tests.pipeline.support import TARGET
 
 at_once = importlib.import_module("fxopt.pipeline.lowering.at_once")
+lower_module = importlib.import_module("fxopt.pipeline.lowering.lower")
 screen_module = importlib.import_module("fxopt.pipeline.lowering.screen")
 
 PLUGIN = "tests.pipeline.bad_backends"
@@ -59,6 +62,27 @@ def test_both_kinds_are_built_at_the_same_time(candidates, job, workers, tmp_pat
     assert all(c.record.milliseconds > 0 and c.record.error == 0 for c in both)
     assert [w.holds(both[0].key) for w in workers] == [True, False]
     assert [w.holds(both[1].key) for w in workers] == [False, True]
+
+
+def test_what_is_right_is_built_here_while_the_last_one_is_tried(candidates, job, tmp_path):
+    path = str(tmp_path)
+    first, last, slow = candidates(
+        Bad(), Bad("waits for two", path=path), Slow("is counted", path=path)
+    )
+    screen([first, last, slow], job, at_once=True)
+    assert last.record.reason == ""
+    assert [c.module is not None for c in (first, last, slow)] == [False, False, True]
+    assert {int(file.name) for file in tmp_path.iterdir()} > {os.getpid()}
+
+
+def test_what_was_built_early_and_loses_is_not_kept(candidates, job):
+    fast, slow = candidates(Bad(), Slow())
+    for candidate, milliseconds in ((fast, 1.0), (slow, 2.0)):
+        candidate.note(milliseconds=milliseconds)
+    build(slow, job)
+    assert slow.module is not None
+    assert lower_module._finalists([fast, slow], job) == [fast]
+    assert slow.module is None
 
 
 def test_they_race_wherever_they_are(candidates, job):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from fxopt.cost import Latency, memory_left
 from fxopt.pipeline.lowering.attempt import Parcels, announce, attempt
-from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
 
 # Two workers have two copies of the weights, and what is built is kept until all is.
@@ -50,13 +50,16 @@ def build_at_once(candidates: Sequence[Candidate], parcels: Parcels, job: Loweri
     """
     *fast, slow = candidates
     packed = [parcels.of(candidate.version) for candidate in candidates]
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(2) as threads:
         try:
             announce(slow, job)
-            building = beside.submit(attempt, slow, packed[-1], [], job, timed=False)
+            building = threads.submit(attempt, slow, packed[-1], [], job, timed=False)
             for candidate, parcel in zip(fast, packed, strict=False):
                 announce(candidate, job)
-                attempt(candidate, parcel, [], job, timed=False)
+                trial = threads.submit(attempt, candidate, parcel, [], job, timed=False)
+                if candidate is fast[-1]:
+                    _build_early(slow, building, trial, job)
+                trial.result()
             building.result()
         except BaseException:  # such as Ctrl-C: nobody would wait for it
             for isolation in job.isolations:
@@ -65,6 +68,19 @@ def build_at_once(candidates: Sequence[Candidate], parcels: Parcels, job: Loweri
     for candidate in candidates:
         if candidate.hopeful:
             _time(candidate, job)
+
+
+def _build_early(
+    slow: Candidate, building: Future[None], last: Future[None], job: LoweringJob
+) -> None:
+    """Builds in this process what the worker has found right while it waits for the last trial.
+
+    That is the case with transformers, whose conversion takes other runtimes longer, and there what
+    builds slowly is likely to win.
+    """
+    wait([building, last], return_when=FIRST_COMPLETED)
+    if building.done() and not last.done() and slow.hopeful and memory_left() > _ENOUGH:
+        build(slow, job)
 
 
 def _time(candidate: Candidate, job: LoweringJob) -> None:

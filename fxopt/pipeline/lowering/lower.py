@@ -166,11 +166,11 @@ def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]
         here = [c for c in here if not _drop_native(c)]
     built: list[Candidate] = []
     for candidate in elsewhere:
-        if job.mix and len(built) == MOST_RIVALS:
-            break
-        if job.mix or not built or (not slow and _is_close(candidate, built)):
+        if _is_wanted(candidate, built, slow, job):
             build(candidate, job)
             built += [candidate] if candidate.hopeful else []
+        else:
+            candidate.module = None  # it was built early, and has lost since
     for candidate in here:
         build(candidate, job)
     instead = spares(here)
@@ -194,10 +194,16 @@ def _drop_native(candidate: Candidate) -> bool:
     return candidate.assignment.native
 
 
-def _is_close(candidate: Candidate, built: Sequence[Candidate]) -> bool:
-    """Whether it may be the best after all, and is worth building to find out."""
-    best = built[0].merit
-    return len(built) == 1 and not candidate.builds_slowly and candidate.merit <= _CLOSE * best
+def _is_wanted(
+    candidate: Candidate, built: Sequence[Candidate], slow: bool, job: LoweringJob
+) -> bool:
+    """Whether it is the best or close to it, and worth building to find out."""
+    if job.mix:
+        return len(built) < MOST_RIVALS
+    if not built:
+        return True
+    is_close = candidate.merit <= _CLOSE * built[0].merit
+    return len(built) == 1 and is_close and not (slow or candidate.builds_slowly)
 
 
 def _race_here(
