@@ -228,7 +228,18 @@ def _load(request: Mapping[str, Any], registry: Registry) -> Program:
     for name in request["imports"]:
         importlib.import_module(name)
     packages = {plugin.origin.module.partition(".")[0] for plugin in registry.plugins}
-    return load_program(request["program"], packages=packages)
+    return _loaded(request["program"], frozenset(packages))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: str, packages: frozenset[str]) -> Program:
+    """A program, once for the trials that follow each other: as in the caller, they share it."""
+    return load_program(path, packages=packages)
+
+
+def forget_program() -> None:
+    """Lets go of the program of the last trial."""
+    _loaded.cache_clear()
 
 
 def _configure(request: Mapping[str, Any], target: Target) -> None:

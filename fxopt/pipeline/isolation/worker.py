@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fxopt.backends.scratch import use_scratch
-from fxopt.pipeline.isolation.examine import Kept, Stage, examine, time_kept
+from fxopt.pipeline.isolation.examine import Kept, Stage, examine, forget_program, time_kept
 from fxopt.pipeline.isolation.folder import SCRATCH
 from fxopt.pipeline.isolation.plugins import registry_with
 from fxopt.pipeline.isolation.wire import Inbox, Message, receive, send
@@ -79,13 +79,14 @@ def _answer(
     request: dict[str, Any], registry: Registry, stage: Stage, kept: Kept
 ) -> dict[str, Any]:
     """What comes of a request: a trial, a turn of what was kept, or to keep less."""
-    if "forget" in request:
-        for key in request["forget"]:
-            kept.pop(key, None)
-        return {}
+    if "program" in request:
+        return dataclasses.asdict(examine(request, registry, stage, kept))
+    forget_program()  # the trials are over for now
     if "turn" in request:
         return dataclasses.asdict(time_kept(request, stage, kept))
-    return dataclasses.asdict(examine(request, registry, stage, kept))
+    for key in request["forget"]:
+        kept.pop(key, None)
+    return {}
 
 
 @contextmanager
