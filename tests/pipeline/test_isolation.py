@@ -110,6 +110,13 @@ def test_where_memory_runs_out_the_worker_goes_first(trial, isolation):
     assert order.read_text() == "1000\n"
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="no groups by session")
+def test_what_is_asked_of_it_does_not_give_way(trial, isolation):
+    trial("is right")
+    setting = Path(f"/proc/{worker_of(isolation).pid}/autogroup")
+    assert setting.read_text().endswith("nice 0\n")
+
+
 @pytest.mark.parametrize(
     ("what", "outcome", "reason"),
     [

@@ -63,7 +63,9 @@ class Isolation:
         """Starts the worker in the background, where it is not running yet."""
         if self._turn.acquire(blocking=False):
             try:
-                self._worker()
+                known = self._held.process
+                if (worker := self._worker()) is not known:
+                    worker.give_way()
             except OSError:  # the first trial will say so
                 pass
             finally:

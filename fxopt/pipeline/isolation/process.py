@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from fxopt.pipeline.isolation import share
 from fxopt.pipeline.isolation.wire import GarbageError, Inbox, Message, send
 
 _START_SECONDS = 120.0
@@ -62,7 +63,7 @@ class WorkerProcess:
     def __init__(self, folder: Path, plugins: Sequence[str]) -> None:
         self._log = folder / "log"
         self._inbox = Inbox()
-        self._ready = self._ended = False
+        self._ready = self._ended = self._gives_way = False
         self._stage = "starting"
         theirs_in, self._requests = os.pipe()
         theirs_alive, self._alive = os.pipe()  # nothing is written: it closes with this process
@@ -79,6 +80,11 @@ class WorkerProcess:
         with contextlib.suppress(OSError):  # it is gone already: the first request finds out why
             send(self._requests, {"plugins": list(plugins), "folder": str(folder)})
 
+    def give_way(self) -> None:
+        """Lets it start in what time others leave, until something is asked of it."""
+        self._gives_way = True
+        share.give_way(self._process.pid)
+
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
@@ -90,6 +96,9 @@ class WorkerProcess:
         Raises:
             WorkerDiedError: There is no answer. The process has been ended then.
         """
+        if self._gives_way:
+            share.share_equally(self._process.pid)
+            self._gives_way = False
         if not self._ready:
             self._wait("ready", _START_SECONDS)
             self._ready = True
