@@ -37,7 +37,7 @@ def faster_as_convolutions(module: fx.GraphModule) -> list[fx.Node]:
         module: A flat module with fixed sizes.
     """
     layers = layers_by_size(module)
-    if not layers or not torch.backends.mkl.is_available() or not torch.backends.mkldnn.enabled:
+    if not (layers and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return []
     work = {size: size.work * len(nodes) for size, nodes in layers.items()}
     matter = sorted(size for size in layers if work[size] > _MATTERS * sum(work.values()))
