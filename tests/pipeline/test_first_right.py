@@ -188,17 +188,22 @@ def test_what_is_built_at_last_does_not_make_others_look_fast(
 
 
 @pytest.mark.parametrize(
-    ("names", "left", "long"),
-    [(["eager"], 99.0, False), (["eager", "runtime"], 99.0, True), (["runtime"], -5.0, False)],
+    ("names", "left", "milliseconds", "rules"),
+    [
+        (["eager"], 99.0, 1.0, (2.0, None)),
+        (["eager", "runtime"], 99.0, 1.0, (5.0, 4)),
+        (["eager", "runtime"], 99.0, 301.0, (5.0, 3)),
+        (["runtime"], -5.0, 1.0, (2.0, None)),
+    ],
 )
 def test_a_race_is_short_where_nothing_can_be_chosen_or_time_is_up(
-    names, left, long, candidates, monkeypatch
+    names, left, milliseconds, rules, candidates, monkeypatch
 ):
     version = candidates[0].version
     kinds = {"eager": Candidate(version, whole(Eager())), "runtime": candidates[0]}
     racing = [kinds[name] for name in names]
     for candidate in racing:
-        timed(candidate, 1.0)
+        timed(candidate, milliseconds)
     given = []
 
     def measure(calls, *, seconds, **rules):
@@ -214,4 +219,4 @@ def test_a_race_is_short_where_nothing_can_be_chosen_or_time_is_up(
         seconds_left=left,
     )
     race_module.race(racing, job)
-    assert given == [(5.0, race_module._FEWEST) if long else (2.0, None)]
+    assert given == [rules]

@@ -23,7 +23,9 @@ _ORIGINAL = "original"
 _ROUNDS = 16
 _SECONDS = 8.0  # in the worker, where candidates are that may be close
 _SECONDS_HERE = 5.0  # where the best of them races with the original
-_FEWEST = 3  # however slow calls are, unless there is a time limit
+_FEWEST = 4  # however long it takes, unless there is a time limit
+_FEWEST_SLOW = 3  # of calls as slow as that, each of which makes up for the machine's short moods
+_SLOW_MS = 300.0
 
 # Where there is nothing to choose, timings are for the report alone.
 _SECONDS_TO_TELL = 2.0
@@ -41,7 +43,8 @@ def race(candidates: Sequence[Candidate], job: LoweringJob) -> Latency:
     calls = {name: c.call(job.examples[0]) for name, c in racing.items()}
     job.progress(f"measuring {len(calls) + 1} candidates for {job.name}")
     left = max(_SECONDS_TO_TELL, job.seconds_left)
-    limits = _limits(_SECONDS_HERE, left if _is_choice([*racing.values()]) else _SECONDS_TO_TELL)
+    given = left if _is_choice([*racing.values()]) else _SECONDS_TO_TELL
+    limits = _limits(_SECONDS_HERE, given, [*racing.values()])
     turns: list[str] = []
     try:
         latencies = _measured({_ORIGINAL: job.original, **calls}, limits, turns.append)
@@ -65,10 +68,13 @@ def _measured(
         return measure(calls, watch=watch, **limits)
 
 
-def _limits(most: float, left: float) -> dict[str, Any]:
+def _limits(most: float, left: float, racing: Sequence[Candidate]) -> dict[str, Any]:
     """How long a race may take, where so many seconds are left; as arguments of ``measure``."""
     limits = {"rounds": _ROUNDS, "narrowing": True, "seconds": min(most, left)}
-    return limits if left < most else limits | {"fewest": _FEWEST}
+    if left < most:
+        return limits
+    took = [candidate.record.milliseconds or 0.0 for candidate in racing]
+    return limits | {"fewest": _FEWEST_SLOW if min(took, default=0.0) > _SLOW_MS else _FEWEST}
 
 
 def race_late(
@@ -118,7 +124,7 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     job.progress(f"measuring {len(kept)} candidates for {job.name}")
     turns = {candidate.key: partial(_turn, candidate, job) for candidate in kept}
     try:
-        latencies = race_in_turns(turns, **_limits(_SECONDS, left))
+        latencies = race_in_turns(turns, **_limits(_SECONDS, left, kept))
     except _NoTurnError as failure:
         if not failure.lost:
             failure.candidate.drop(failure.reason)
