@@ -49,8 +49,17 @@ def test_the_kernel_takes_one_change_at_a_time(monkeypatch):
     assert written == [("/proc/7/autogroup", "0")] * 3
 
 
-def test_where_nothing_can_be_set_all_are_equal():
-    share.give_way(-1)
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, ProcessLookupError])
+def test_where_nothing_can_be_set_it_is_tried_once(monkeypatch, error):
+    tried = []
+
+    def write(path, text):
+        tried.append(text)
+        raise error
+
+    monkeypatch.setattr(Path, "write_text", write)
+    share.give_way(7)
+    assert tried == ["19"]
 
 
 def test_it_gives_way_only_while_it_starts(monkeypatch):

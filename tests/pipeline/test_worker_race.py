@@ -155,7 +155,7 @@ def version_of(program):
 @pytest.mark.parametrize(("seconds", "winner"), [(0.05, "is slow"), (0.0, "torch")])
 def test_where_calls_are_slow_torch_as_it_is_waits(job, monkeypatch, seconds, winner):
     module = importlib.import_module("fxopt.pipeline.lowering.lower")
-    monkeypatch.setattr(module, "_SLOW_MS", 5.0)
+    monkeypatch.setattr(module, "SLOW_MS", 5.0)
     backends = (Named("is slow"), Eager())
     job = replace(job, backends=backends, original=lambda: time.sleep(seconds))
     lowered = lower([version_of(small_cnn())], job)

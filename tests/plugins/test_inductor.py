@@ -411,11 +411,11 @@ class Mixer(nn.Module):
 @needs_inductor
 @needs_mkl
 @pytest.mark.parametrize(
-    ("ratio", "kinds"),
-    [(0.9, ("Convolution", "Convolution")), (1.1, ("MatMul", "MatMul"))],
+    ("ratio", "kind", "convolutions"),
+    [(0.9, "Convolution", 2), (1.1, "MatMul", 0)],
     ids=["convolution", "product"],
 )
-def test_linear_layers_run_as_what_is_faster(monkeypatch, ratio, kinds):
+def test_linear_layers_run_as_what_is_faster(monkeypatch, ratio, kind, convolutions):
     monkeypatch.setattr(linear_kernels, "convolution_over_product", lambda size, threads: ratio)
     torch.manual_seed(0)
     x = torch.randn(2, 7, 24)
@@ -424,7 +424,10 @@ def test_linear_layers_run_as_what_is_faster(monkeypatch, ratio, kinds):
     with torch.no_grad():
         assert relative(code(x)[0], program(x)[0]) < 1e-6
     layers = {k.name: (k.kind, k.precision) for k in code.kernels() if k.kind in HEAVY_KINDS}
-    assert (layers["first"], layers["second"]) == tuple((kind, "f32") for kind in kinds)
+    assert layers["first"] == layers["second"] == (kind, "f32")
+    found = code.code.count("_convolution_pointwise")
+    assert found >= convolutions
+    assert bool(found) is bool(convolutions)
 
 
 @pytest.mark.parametrize("leading", [(), (5,), (2, 3), (2, 3, 4)])
@@ -443,6 +446,14 @@ def test_the_rewritten_module_gives_the_same(leading):
 
 def test_a_program_of_convolutions_does_not_live_by_its_linear_layer():
     assert not lives_by_linears(small_cnn())
+
+
+def test_float_programs_are_built_one_way_only():
+    x = torch.randn(2, 7, 24)
+    program = capture_program(Mixer().eval(), (x,), {})
+    assert Inductor().tunings(program, (x,), CPU, milliseconds=9.0) == ()
+    assert Inductor(precision="bf16").tunings(program, (x,), CPU, milliseconds=9.0) == ()
+    assert Inductor().tunings(small_cnn(), (image(),), CPU, milliseconds=9.0) == ()
 
 
 class Widths(nn.Module):

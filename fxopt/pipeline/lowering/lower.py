@@ -15,7 +15,15 @@ from fxopt.pipeline.lowering.first_use import compare_on_first_use
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.mixing import MOST_RIVALS, mixtures
 from fxopt.pipeline.lowering.offers import offers
-from fxopt.pipeline.lowering.race import held, join, race, race_again, race_apart, race_late
+from fxopt.pipeline.lowering.race import (
+    SLOW_MS,
+    held,
+    join,
+    race,
+    race_again,
+    race_apart,
+    race_late,
+)
 from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.spare import spares
@@ -27,11 +35,6 @@ from fxopt.report import RegionRecord
 
 # So close to the best one in the worker, a candidate that builds fast is built and raced here too.
 _CLOSE = 1.05
-
-# From so many milliseconds on, what a process spends between kernels does not decide who is faster:
-# torch as it is has little to gain over the original, which calls the same kernels, and what was
-# behind in the worker is behind here. Each turn takes as long as the call.
-_SLOW_MS = 300.0
 
 
 @dataclass(frozen=True)
@@ -181,9 +184,13 @@ def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]
 
 
 def _are_slow(candidates: Sequence[Candidate], job: LoweringJob) -> bool:
-    """Whether what is spent between kernels is nothing beside what each of them takes."""
+    """Whether what is spent between kernels is nothing beside what each of them takes.
+
+    Then torch as it is has little to gain over the original, which calls the same kernels, and what
+    was behind in the worker is behind here, too. Each turn takes as long as the call.
+    """
     took = [candidate.record.milliseconds or 0.0 for candidate in candidates]
-    return not job.mix and min(took, default=0.0) > _SLOW_MS
+    return not job.mix and min(took, default=0.0) > SLOW_MS
 
 
 def _drop_native(candidate: Candidate) -> bool:

@@ -25,7 +25,7 @@ _SECONDS = 8.0  # in the worker, where candidates are that may be close
 _SECONDS_HERE = 5.0  # where the best of them races with the original
 _FEWEST = 4  # however long it takes, unless there is a time limit
 _FEWEST_SLOW = 3  # of calls as slow as that, each of which makes up for the machine's short moods
-_SLOW_MS = 300.0
+SLOW_MS = 300.0
 
 # Where there is nothing to choose, timings are for the report alone.
 _SECONDS_TO_TELL = 2.0
@@ -74,7 +74,7 @@ def _limits(most: float, left: float, racing: Sequence[Candidate]) -> dict[str, 
     if left < most:
         return limits
     took = [candidate.record.milliseconds or 0.0 for candidate in racing]
-    return limits | {"fewest": _FEWEST_SLOW if min(took, default=0.0) > _SLOW_MS else _FEWEST}
+    return limits | {"fewest": _FEWEST_SLOW if min(took, default=0.0) > SLOW_MS else _FEWEST}
 
 
 def race_late(
