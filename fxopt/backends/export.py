@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxopt.backends.base import Tensors
+from fxopt.backends.stepwise import StepwiseProgram
 from fxopt.errors import BackendError
 from fxopt.ir import LeafModule, Program, recurrent_layers_not_walked
 
@@ -50,11 +51,13 @@ def export_program(
 def _export(program: Program, inputs: Tensors, shapes: Any) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), recurrent_layers_not_walked():
-            return torch.export.export(
-                _Flat(_exported_form(program)).eval(),
-                tuple(inputs),
-                dynamic_shapes=shapes,
-                strict=False,
+            return StepwiseProgram.of(
+                torch.export.export(
+                    _Flat(_exported_form(program)).eval(),
+                    tuple(inputs),
+                    dynamic_shapes=shapes,
+                    strict=False,
+                )
             )
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise BackendError(f"torch.export refuses the program: {error}") from error

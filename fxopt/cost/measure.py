@@ -94,6 +94,7 @@ def race_in_turns(
     narrowing: bool = False,
     seconds: float | None = None,
     fewest: int = _FEWEST_ROUNDS,
+    first: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Latency]:
     """Compares what takes its turn when it is called, wherever it runs, and says how long it took.
 
@@ -109,13 +110,14 @@ def race_in_turns(
             (:func:`standing`). Without it, all get all their turns.
         seconds: No further round begins once so much time was spent and there were ``fewest``.
         fewest: Rounds that time is taken for in any case.
+        first: The first round, where all have just had a turn.
 
     Returns:
         The timings by name; at least one round of each.
     """
-    turns: dict[str, list[Sequence[float]]] = {name: [] for name in candidates}
+    turns = {name: [first[name]] if first else [] for name in candidates}
     racing, order, start = list(candidates), random.Random(0), time.monotonic()
-    for done in range(1, rounds + 1):
+    for done in range(2 if first else 1, rounds + 1):
         order.shuffle(racing)
         for name in racing:
             turns[name].append(candidates[name]())

@@ -82,6 +82,14 @@ def test_rounds_end_when_time_is_up(monkeypatch, seconds, fewest, rounds):
     assert {len(each.milliseconds) for each in found.values()} == {rounds}
 
 
+def test_what_all_have_had_is_the_first_round():
+    turns = []
+    calls = {name: lambda name=name: turns.append(name) or [2.0] for name in "ab"}
+    found = measuring.race_in_turns(calls, rounds=3, first={"a": [4.0], "b": [6.0]})
+    assert Counter(turns) == {"a": 2, "b": 2}
+    assert {len(each.milliseconds) for each in found.values()} == {3}
+
+
 def test_one_bad_turn_takes_nobody_out():
     calls = Counter()
 

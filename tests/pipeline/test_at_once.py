@@ -92,6 +92,22 @@ def test_they_race_wherever_they_are(candidates, job):
     assert slow.latency.median > fast.latency.median
 
 
+def test_the_turn_that_all_had_at_once_is_not_taken_again(candidates, job, workers, monkeypatch):
+    both = candidates(Bad(), Slow("is slow"))
+    screen(both, job, at_once=True)
+    had = [candidate.turn for candidate in both]
+    assert all(had)
+    taken = []
+    for worker in workers:
+        turn = worker.turn
+        monkeypatch.setattr(
+            worker, "turn", lambda *a, turn=turn, **k: taken.append(a[0]) or turn(*a, **k)
+        )
+    race_apart(both, job)  # one is so far ahead that two rounds are enough
+    assert sorted(taken) == sorted(candidate.key for candidate in both)
+    assert [candidate.turn for candidate in both] == [(), ()]
+
+
 def test_what_builds_fast_has_been_compared_at_other_sizes(candidates, job):
     right, wrong, slow = candidates(Bad(), Bad("is wrong at other sizes"), Slow())
     screen([right, wrong, slow], job, at_once=True)

@@ -90,6 +90,7 @@ def _time(candidate: Candidate, job: LoweringJob) -> None:
         return
     result = holder.turn(candidate.key, job.target, timeout=PATIENCE_SECONDS)
     if result.milliseconds:
+        candidate.turn = result.milliseconds
         candidate.trial = Latency(result.milliseconds)
         candidate.note(milliseconds=candidate.trial.median)
     elif not result.lost:

@@ -42,6 +42,7 @@ class Candidate:
         record: For the report; its reason says why the candidate is out, where it is.
         module: The emitted module, once built and found right.
         trial: Its timings when it was tried elsewhere.
+        turn: Those of a turn that all had who were built at the same time; empty after the race.
         latency: Once raced.
         beaten: Whether it was clearly slower than another one when it was tried elsewhere.
         right_elsewhere: Whether it is known to be right at the other examples' batch sizes.
@@ -53,6 +54,7 @@ class Candidate:
     record: CandidateRecord = field(init=False)
     module: OptimizedModule | None = None
     trial: Latency | None = None
+    turn: Sequence[float] = ()
     latency: Latency | None = None
     beaten: bool = False
     right_elsewhere: bool = False

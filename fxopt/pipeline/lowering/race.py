@@ -123,8 +123,12 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
         return
     job.progress(f"measuring {len(kept)} candidates for {job.name}")
     turns = {candidate.key: partial(_turn, candidate, job) for candidate in kept}
+    first = {candidate.key: candidate.turn for candidate in kept}
+    limits = _limits(_SECONDS, left, kept)
+    for candidate in kept:
+        candidate.turn = ()
     try:
-        latencies = race_in_turns(turns, **_limits(_SECONDS, left, kept))
+        latencies = race_in_turns(turns, first=first if all(first.values()) else None, **limits)
     except _NoTurnError as failure:
         if not failure.lost:
             failure.candidate.drop(failure.reason)
