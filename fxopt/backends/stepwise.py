@@ -1,8 +1,8 @@
 """Writes operators out in simpler ones, call by call.
 
 :meth:`torch.export.ExportedProgram.run_decompositions` traces the whole program once more, which
-takes as long as all else that converters do together (BERT-base for OpenVINO: 5 of 12 s). Few calls have to be
-written out, and where nothing writes to anything each can be traced on its own.
+takes as long as all else that a converter does (5 of the 12 s in which OpenVINO gets BERT-base).
+Few calls have to be written out, and where nothing writes to anything, each can be traced alone.
 """
 
 from __future__ import annotations

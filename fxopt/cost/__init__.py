@@ -2,6 +2,7 @@
 
 from fxopt.cost.arithmetic import example_bytes, example_size, multiply_adds
 from fxopt.cost.idle import wait_until_idle
+from fxopt.cost.lead import NO_MATTER
 from fxopt.cost.measure import Latency, fastest, measure, race_in_turns, take_turn
 from fxopt.cost.memory import memory_left
 from fxopt.cost.peak import peak_products
@@ -9,6 +10,7 @@ from fxopt.cost.roofline import Roofline
 from fxopt.cost.target import Target, find_target
 
 __all__ = [
+    "NO_MATTER",
     "Latency",
     "Roofline",
     "Target",

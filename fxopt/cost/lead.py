@@ -15,7 +15,7 @@ _USUAL_NOISE = 0.12
 _USUAL_WEIGHT = 0.5
 
 _CERTAINTY = 2.5  # standard errors
-_NO_MATTER = 0.02  # who is faster by less need not be found out
+NO_MATTER = 0.02  # who is faster by less need not be found out
 
 _TO_DEVIATION = 1.4826  # from the median absolute deviation of a normal distribution
 _OF_MEDIAN = 1.2533  # its standard error over that of a mean
@@ -54,7 +54,7 @@ def standing(turns: Mapping[str, Turns], racing: Sequence[str]) -> Standing:
     best = min(racing, key=lambda name: statistics.median(times[name]))
     lags = {name: _lag(turns[name], turns[best]) for name in racing if name != best}
     left = {name: lag for name, lag in lags.items() if lag.middle <= lag.margin}
-    settled = all(lag.margin - lag.middle < _NO_MATTER for lag in left.values())
+    settled = all(lag.margin - lag.middle < NO_MATTER for lag in left.values())
     return Standing([name for name in racing if name == best or name in left], settled)
 
 

@@ -85,6 +85,16 @@ def test_what_was_built_early_and_loses_is_not_kept(candidates, job):
     assert slow.module is None
 
 
+def test_one_that_is_hardly_faster_is_not_built_beside_slow_calls(candidates, job):
+    built, faster = candidates(Slow(), Bad())
+    for candidate, milliseconds in ((faster, 990.0), (built, 1000.0)):
+        candidate.note(milliseconds=milliseconds)
+    build(built, job)
+    assert lower_module._finalists([faster, built], job) == [built]
+    faster.note(milliseconds=900.0)
+    assert lower_module._finalists([faster, built], job) == [faster]
+
+
 def test_they_race_wherever_they_are(candidates, job):
     fast, slow = candidates(Bad(), Slow("is slow"))
     screen([fast, slow], job, at_once=True)

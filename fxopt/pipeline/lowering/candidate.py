@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fxopt.cost import Latency
+from fxopt.cost import NO_MATTER, Latency
 from fxopt.emit import OptimizedModule, emit
 from fxopt.errors import FxoptError
 from fxopt.ir import Program
@@ -85,6 +85,11 @@ class Candidate:
         handicap = _HANDICAP if self.version.name in _HANDICAPPED or one_by_one else 1.0
         measured = self.record.milliseconds
         return handicap * (math.inf if measured is None else measured)
+
+    @property
+    def preference(self) -> float:
+        """Merit, for what to go on with: one that is built already need not be the faster one."""
+        return self.merit * (1.0 if self.module is not None else 1.0 + NO_MATTER)
 
     @property
     def raced(self) -> bool:

@@ -162,7 +162,8 @@ def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]
 
     What is built in the place of what fails joins the candidates.
     """
-    elsewhere = sorted((c for c in candidates if c.hopeful and c.measured), key=lambda c: c.merit)
+    elsewhere = [candidate for candidate in candidates if candidate.hopeful and candidate.measured]
+    elsewhere.sort(key=lambda candidate: candidate.preference)
     here = [c for c in candidates if c.hopeful and not c.measured]
     slow = _are_slow(elsewhere, job)
     if slow:

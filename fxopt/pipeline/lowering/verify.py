@@ -29,7 +29,7 @@ def first_right(
         job: Says what is accepted.
     """
     left = list(candidates)
-    while left and (candidate := min(left, key=lambda c: c.merit)) is not plain:
+    while left and (candidate := min(left, key=lambda c: c.preference)) is not plain:
         if candidate.module is None:
             before = _build_and_time(candidate, candidates, before, job)
             if candidate.module is None:
