@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from fxopt.plugin import Context, Exact, Pass, PassError, PassInfo, PassResult, Program
+from fxopt.plugin import Context, Edit, Exact, Pass, PassError, PassInfo, PassResult, Program
 from fxopt_prune.channels import Structure, find_groups
-from fxopt_prune.shrink import remove, zero_units
+from fxopt_prune.shrink import may_be_zero, remove, zero_units
 
 _FEW = 2  # rows
 
@@ -38,15 +38,18 @@ class RemoveZeros(Pass):
         """
         if not context.examples:
             raise PassError("remove_zeros runs each operation once, and there are no examples")
-        structure = find_groups(program)
-        few = _few_rows(program, context.examples[0])
-        units = _all_but_one(structure, zero_units(program, structure, few))
         with program.edit() as edit:
-            done = bool(units) and remove(
-                program, edit, structure, units, f"{len(units)} zero units removed"
-            )
-        found = f"{len(units)} units that were zero" if done else "no unit is zero for any input"
-        return edit.result(found, units=len(units) if done else 0)
+            units = _removed(program, edit, context.examples[0]) if may_be_zero(program) else 0
+        found = f"{units} units that were zero" if units else "no unit is zero for any input"
+        return edit.result(found, units=units)
+
+
+def _removed(program: Program, edit: Edit, flat: Sequence[Any]) -> int:
+    """Removes the units; how many they were, if that was possible."""
+    structure = find_groups(program)
+    units = _all_but_one(structure, zero_units(program, structure, _few_rows(program, flat)))
+    rewrite = f"{len(units)} zero units removed"
+    return len(units) if units and remove(program, edit, structure, units, rewrite) else 0
 
 
 def _few_rows(program: Program, flat: Sequence[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxopt.plugin import Program
 from fxopt_prune.channels import Structure
@@ -20,6 +20,29 @@ Constants = npt.NDArray[np.float64]
 
 # Both signs, since many functions are zero for one, and sizes beyond where any of them is flat.
 _SCALES = (1.0, -1.0, 8.0, -8.0, 1e3, -1e3)
+
+
+def may_be_zero(program: Program) -> bool:
+    """Whether some weight multiplies by nothing but zeros, without which hardly a unit is zero.
+
+    Looking at the weights alone takes a twentieth of the time of running each call. What is zero
+    without such a weight, since a constant of the code multiplies it, is not looked for.
+    """
+    module = program.module
+    tables = {id(program.leaf(node).weight) for node in program.find(nn.Embedding)}
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return any(_holds_zeros(name, t, id(t) in tables) for name, t in named.items())
+
+
+def _holds_zeros(name: str, weight: torch.Tensor, is_table: bool) -> bool:
+    """Whether a slice of a weight is zero; of what is added, and of a row to look up, no matter."""
+    if not weight.is_floating_point() or weight.dim() == 0:
+        return False
+    if weight.dim() == 1:
+        return not name.endswith("bias") and not bool(weight.all())
+    kept = weight.detach() != 0
+    slices = (kept.movedim(dim, 0).flatten(1) for dim in range(int(is_table), weight.dim()))
+    return any(not bool(each.any(1).all()) for each in slices)
 
 
 def zero_units(program: Program, structure: Structure, inputs: Sequence[Any]) -> list[int]:

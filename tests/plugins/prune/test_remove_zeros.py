@@ -12,7 +12,7 @@ from fxopt.passes import Context
 from fxopt.testing import check_pass, run_pass
 from fxopt_prune import RemoveZeros
 from fxopt_prune.channels import find_groups
-from fxopt_prune.shrink import zero_units, zeroed
+from fxopt_prune.shrink import may_be_zero, zero_units, zeroed
 from tests.plugins.prune.models import MODELS, case_named
 from tests.plugins.prune.support import case_of, conv, drawn, random
 
@@ -101,6 +101,54 @@ def test_a_dense_model_is_left_alone():
     case = case_of(chain(nn.ReLU()), random(2, 3, 6, 6))
     _, result = run_pass(RemoveZeros(), case)
     assert not result.changed
+
+
+def test_a_model_without_zeros_is_not_run(monkeypatch):
+    monkeypatch.setattr("fxopt_prune.remove_zeros.zero_units", None)
+    case = case_of(chain(nn.ReLU()), random(2, 3, 6, 6))
+    case.program.module.state_dict()["1.bias"][:] = 0  # what is added makes no zeros
+    _, result = run_pass(RemoveZeros(), case)
+    assert result.details["units"] == 0
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_a_slice_of_zeros_is_found_along_any_dimension(dim):
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(random(4, 3, 5))
+
+        def forward(self, x):
+            return torch.einsum("bi,eij->bej", x, self.weight)
+
+    program = case_of(Experts().eval(), random(2, 3)).program
+    assert not may_be_zero(program)
+    program.module.state_dict()["weight"].select(dim, 1).zero_()
+    assert may_be_zero(program)
+
+
+def test_the_padding_of_a_table_is_no_unit():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(9, 4, padding_idx=0)
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(self.table(x))
+
+    program = case_of(Words(), torch.tensor([[1, 0, 3], [2, 4, 5]])).program
+    table = program.module.state_dict()["table.weight"]
+    table[0] = 0
+    assert not may_be_zero(program)
+    table[:, 2] = 0
+    assert may_be_zero(program)
+
+
+def test_a_norm_that_scales_by_zero_counts():
+    case = case_of(chain(nn.ReLU()), random(2, 3, 6, 6))
+    case.program.module.state_dict()["1.weight"][3] = 0
+    assert may_be_zero(case.program)
 
 
 def test_two_rows_of_a_batch_are_enough(monkeypatch):
