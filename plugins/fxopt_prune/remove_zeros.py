@@ -23,7 +23,7 @@ class RemoveZeros(Pass):
     For models that somebody has made sparse: zero filters whose batch norm shifts by zero, zero
     rows of linear layers. A unit goes if it is zero wherever something is computed from it, however
     it comes to that: a ReLU may cut off what a norm shifts below zero, a gate may multiply zeros.
-    One of each group stays.
+    One of each group stays. Where no weight has a slice of zeros, nothing is looked for.
     """
 
     info: ClassVar[PassInfo] = PassInfo(

@@ -23,10 +23,9 @@ _ORIGINAL = "original"
 _ROUNDS = 16
 _SECONDS = 8.0  # in the worker, where candidates are that may be close
 _SECONDS_HERE = 5.0  # where the best of them races with the original
-_FEWEST = 4  # however long it takes, unless there is a time limit; of slow calls one less, and
-# of very slow ones two: each makes up for the machine's short moods
+_FEWEST = 4  # however long it takes, unless there is a time limit
+_FEWEST_SLOW = 3  # of calls as slow as that, each of which makes up for the machine's short moods
 SLOW_MS = 300.0
-_VERY_SLOW_MS = 1000.0
 
 # Where there is nothing to choose, timings are for the report alone.
 _SECONDS_TO_TELL = 2.0
@@ -74,8 +73,8 @@ def _limits(most: float, left: float, racing: Sequence[Candidate]) -> dict[str, 
     limits = {"rounds": _ROUNDS, "narrowing": True, "seconds": min(most, left)}
     if left < most:
         return limits
-    took = min((candidate.record.milliseconds or 0.0 for candidate in racing), default=0.0)
-    return limits | {"fewest": _FEWEST - (took > SLOW_MS) - (took > _VERY_SLOW_MS)}
+    took = [candidate.record.milliseconds or 0.0 for candidate in racing]
+    return limits | {"fewest": _FEWEST_SLOW if min(took, default=0.0) > SLOW_MS else _FEWEST}
 
 
 def race_late(
