@@ -103,8 +103,9 @@ def _kind(node: fx.Node) -> str:
 
 
 def _form(value: Any) -> Any:
-    is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
-    return (value, value.stride()) if is_dense else value
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return value
+    return value.dtype, value.device, value.shape, value.stride(), value.storage_offset()
 
 
 def _traced(node: fx.Node, table: Table) -> fx.GraphModule:
@@ -116,7 +117,7 @@ def _traced(node: fx.Node, table: Table) -> fx.GraphModule:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    traced = make_fx(dispatch_functionalize(call), decomposition_table=dict(table))
+    traced = make_fx(dispatch_functionalize(call), decomposition_table=table)
     return traced(*(each.meta["val"] for each in taken))
 
 
