@@ -21,8 +21,8 @@ from fxopt.cost.steady import steadied
 # a few long ones.
 _PAUSE_SECONDS = 0.25
 _WARM_UP_MS = 60.0
-_TURN_MS = 400.0
-_SLOW_MS = 200.0  # a slow call is long enough to warm up within itself
+_TURN_MS = 300.0
+_SLOW_MS = 100.0  # a slow call is long enough to warm up within itself
 _VERY_SLOW_MS = 300.0  # and one in which that makes a fiftieth at most counts already
 
 _FEWEST_ROUNDS = 2  # before a candidate is taken out

@@ -47,7 +47,7 @@ def test_slow_calls_get_fewer_in_a_turn():
 
 @pytest.mark.parametrize(
     ("milliseconds", "warming", "timed"),
-    [(1.0, 50, 3), (30.0, 2, 3), (100.0, 2, 3), (150.0, 2, 2), (250.0, 1, 1), (400.0, 0, 1)],
+    [(1.0, 50, 3), (30.0, 2, 3), (90.0, 2, 3), (150.0, 1, 2), (250.0, 1, 1), (400.0, 0, 1)],
 )
 def test_what_is_short_warms_up_for_a_while(monkeypatch, milliseconds, warming, timed):
     monkeypatch.setattr(measuring, "_WARM_UP_MS", 50.0)

@@ -12,6 +12,7 @@ from fxopt.pipeline.lowering import exact_version
 from fxopt.pipeline.lowering import race as race_module
 from fxopt.pipeline.lowering import verify as verify_module
 from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.lower import _second_look
 from fxopt.pipeline.lowering.verify import first_right
 from fxopt.plugin import Backend, BackendInfo
 from fxopt_eager import Eager
@@ -110,7 +111,7 @@ def test_a_second_race_at_another_speed_changes_no_order(candidates, monkeypatch
     timed(first, 1.0)
     timed(second, 1.5)
 
-    def race_apart(racing, job):  # the machine takes twice as long by now
+    def race_apart(racing, job, seconds):  # the machine takes twice as long by now
         assert racing == [first, late]
         first.timed(Latency((2.0,)))
         late.timed(Latency((1.9,)))
@@ -125,7 +126,7 @@ def test_what_leaders_took_in_both_races_counts(candidates, monkeypatch):
     for candidate, milliseconds in zip((first, second, behind), (4.0, 1.0, 6.0), strict=True):
         candidate.timed(Latency((milliseconds,) * 3))
 
-    def race_apart(racing, job):  # at the same speed; the first two have changed places
+    def race_apart(racing, job, seconds):  # at the same speed; the first two have changed places
         for candidate, milliseconds in zip(racing, (1.0, 4.0, 2.0), strict=True):
             candidate.timed(Latency((milliseconds,)))
 
@@ -142,7 +143,7 @@ def test_a_race_that_was_not_held_counts_for_nothing(candidates, monkeypatch):
     first, second, *_ = candidates
     first.timed(Latency((1.0, 2.0)))
     second.timed(Latency((3.0,)))
-    monkeypatch.setattr(race_module, "race_apart", lambda racing, job: None)
+    monkeypatch.setattr(race_module, "race_apart", lambda racing, job, seconds: None)
     race_module.race_again([first], [], [first, second], None)
     assert [first.latency, second.latency] == [Latency((1.0, 2.0)), Latency((3.0,))]
 
@@ -185,6 +186,24 @@ def test_what_is_built_at_last_does_not_make_others_look_fast(
     found = first_right(candidates, plain, Latency((10.0,)), Job((refused,)))
     assert found is plain
     assert slow.median == pytest.approx(16.5)
+
+
+@pytest.mark.parametrize(("milliseconds", "wins"), [(9.0, True), (10.5, False)])
+def test_what_came_close_to_the_original_races_again_before_it_is_given_up(
+    candidates, slower_by_now, milliseconds, wins
+):
+    near, far, refused, plain = candidates
+    for candidate, took in ((near, 10.5), (far, 12.0), (refused, 10.5)):
+        timed(candidate, took)
+    refused.note(reason="refused")
+    slower_by_now.update({near.key: milliseconds, plain.key: 9.9})  # the others must not race
+    timed(plain, 0.0)
+    plain.latency = None
+    others = [near, far, refused]
+    winner, before = _second_look(plain, others, Latency((10.0,)), Job())
+    assert winner is (near if wins else plain)
+    assert 14.0 < before.median <= 15.0
+    assert others[-1] is plain
 
 
 @pytest.mark.parametrize(

@@ -159,9 +159,18 @@ def test_a_backend_that_is_far_behind_is_not_tried_on_other_versions(screened):
 
 def test_backends_without_a_lower_precision_take_no_place_among_those_that_have_it(screened):
     exact = {"exact quick f32": 9.0, "exact other f32": 9.5, "exact slow f32": 12.0}
-    tried, reasons = screened({**exact, "reduced quick bf16": 7.0, "reduced slow bf16": 6.0})
-    assert tried[-1] == "reduced slow bf16"
+    reduced = {"reduced quick bf16": 7.0, "reduced slow bf16": 6.0}
+    tried, reasons = screened({**exact, **reduced})
+    assert tried[:2] == [*reduced]
+    assert set(tried[2:]) == set(exact)
     assert reasons == {}
+
+
+def test_a_lower_precision_goes_first_and_may_spare_float32(screened):
+    exact = {"exact quick f32": 9.0, "exact slow f32": 12.0}
+    tried, reasons = screened({**exact, "reduced slow bf16": 6.0}, peak_ms=6.1)
+    assert tried == ["reduced slow bf16"]
+    assert reasons.keys() == exact.keys()
 
 
 def test_the_best_backend_says_whether_another_version_is_worth_the_others(screened):

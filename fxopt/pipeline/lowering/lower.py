@@ -33,8 +33,8 @@ from fxopt.pipeline.lowering.verify import first_right
 from fxopt.pipeline.lowering.version import Version
 from fxopt.report import RegionRecord
 
-# So close to the best one in the worker, a candidate that builds fast is built and raced here too.
-_CLOSE = 1.05
+# So close to the original, what was built gets further turns before it is given up.
+_SECOND_LOOK = 1.1
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,23 @@ def _choose(
     hopeful = [candidate for candidate in candidates if candidate.hopeful]
     winner = first_right(hopeful, plain, before, job)
     if winner is plain and plain not in finalists:
-        before = race_late([plain], (), candidates, before, job)
-        candidates.append(plain)
+        return _second_look(plain, candidates, before, job)
     return winner, before
+
+
+def _second_look(
+    plain: Candidate, candidates: list[Candidate], before: Latency, job: LoweringJob
+) -> tuple[Candidate, Latency]:
+    """Races what nothing seems to beat for the first time, and again what came close to it.
+
+    Slow calls have few turns, and where the machine was slow in those of one candidate, all that
+    went into it would be lost.
+    """
+    built = [c for c in candidates if c.hopeful and c.module is not None]
+    close = [c for c in built if c.median <= _SECOND_LOOK * before.median]
+    before = race_late([plain], close, candidates, before, job)
+    candidates.append(plain)
+    return first_right([*close, plain], plain, before, job), before
 
 
 def _brought_back(
@@ -165,12 +179,11 @@ def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]
     elsewhere = [candidate for candidate in candidates if candidate.hopeful and candidate.measured]
     elsewhere.sort(key=lambda candidate: candidate.preference)
     here = [c for c in candidates if c.hopeful and not c.measured]
-    slow = _are_slow(elsewhere, job)
-    if slow:
+    if _are_slow(elsewhere, job):
         here = [c for c in here if not _drop_native(c)]
     built: list[Candidate] = []
     for candidate in elsewhere:
-        if _is_wanted(candidate, built, slow, job):
+        if len(built) < (MOST_RIVALS if job.mix else 1):
             build(candidate, job)
             built += [candidate] if candidate.hopeful else []
         else:
@@ -200,18 +213,6 @@ def _drop_native(candidate: Candidate) -> bool:
         reason = "not tried: it calls the kernels that the original calls, and those are slow"
         candidate.drop(reason, slower=True)
     return candidate.assignment.native
-
-
-def _is_wanted(
-    candidate: Candidate, built: Sequence[Candidate], slow: bool, job: LoweringJob
-) -> bool:
-    """Whether it is the best or close to it, and worth building to find out."""
-    if job.mix:
-        return len(built) < MOST_RIVALS
-    if not built:
-        return True
-    is_close = candidate.merit <= _CLOSE * built[0].merit
-    return len(built) == 1 and is_close and not (slow or candidate.builds_slowly)
 
 
 def _race_here(

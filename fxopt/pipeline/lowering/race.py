@@ -21,8 +21,9 @@ _ORIGINAL = "original"
 # and twice as many tell little more: which of two that are 3 % apart is the faster one comes out
 # right 66 times of 100 in six turns, and 69 times in twelve (simulated).
 _ROUNDS = 16
-_SECONDS = 8.0  # in the worker, where candidates are that may be close
+_SECONDS = 6.0  # in the worker, where candidates are that may be close
 _SECONDS_HERE = 5.0  # where the best of them races with the original
+_SECONDS_AGAIN = 3.0  # where the leader has raced already and others differ by a setting of it
 _FEWEST = 4  # however long it takes, unless there is a time limit
 _FEWEST_SLOW = 3  # of calls as slow as that, each of which makes up for the machine's short moods
 SLOW_MS = 300.0
@@ -107,7 +108,9 @@ def _is_choice(candidates: Sequence[Candidate]) -> bool:
     return len(candidates) > 1 or not all(c.assignment.native for c in candidates)
 
 
-def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
+def race_apart(
+    candidates: Sequence[Candidate], job: LoweringJob, seconds: float = _SECONDS
+) -> None:
     """Times candidates in the worker, as far as it has kept them, and notes their latencies.
 
     One that fails there is out, and the others race again. What the worker has lost, since it died
@@ -124,7 +127,7 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     job.progress(f"measuring {len(kept)} candidates for {job.name}")
     turns = {candidate.key: partial(_turn, candidate, job) for candidate in kept}
     first = {candidate.key: candidate.turn for candidate in kept}
-    limits = _limits(_SECONDS, left, kept)
+    limits = _limits(seconds, left, kept)
     for candidate in kept:
         candidate.turn = ()
     try:
@@ -132,7 +135,7 @@ def race_apart(candidates: Sequence[Candidate], job: LoweringJob) -> None:
     except _NoTurnError as failure:
         if not failure.lost:
             failure.candidate.drop(failure.reason)
-            race_apart(candidates, job)
+            race_apart(candidates, job, seconds)
         return
     for candidate in kept:
         candidate.timed(latencies[candidate.key])
@@ -167,7 +170,7 @@ def race_again(
 ) -> None:
     """Races those that came late with the leaders; the others are as far behind as they were."""
     took = held(leading)
-    race_apart([*leading, *late], job)
+    race_apart([*leading, *late], job, _SECONDS_AGAIN)
     join(took, raced)
 
 

@@ -30,13 +30,13 @@ _OVER_PEAK = 1.5
 
 
 def screen_in_rounds(candidates: Sequence[Candidate], job: LoweringJob) -> None:
-    """Tries candidates in the worker, those of the version that was asked for first.
+    """Tries candidates in the worker, those of the fastest version first: the last one.
 
-    Of the other versions, which are there to revert to or to run in a lower precision, only those
-    backends are tried that were best on that one among all that have the other one on offer.
+    Of the other versions, which are there to revert to, only those backends are tried that were
+    best on that one among all that have the other one on offer.
     """
     lowered = [c for c in candidates if not c.assignment.native and not c.record.reason]
-    asked = [c.version.name for c in lowered if c.version.name != REDUCED][-1:]
+    asked = [c.version.name for c in lowered][-1:]
     first = [c for c in lowered if c.version.name in asked]
     rest = [c for c in lowered if c not in first]
     _screen_worthwhile(first, lowered, job, at_once=True)
