@@ -50,8 +50,9 @@ Products = Literal["library", "template", "autotune"]
 _CALL_MS = 0.01
 _WORTH = 0.02
 
-# Peaks of matrix products over the one in float32, on a Xeon with VNNI and AVX512-BF16.
+# Peaks of matrix products over the one in float32, on Xeons with VNNI and AVX512-BF16, and with AMX.
 _FASTER = {"f32": 1.0, "bf16": 2.2, "int8": 4.8}
+_FASTER_AMX = {"f32": 1.0, "bf16": 8.0, "int8": 12.0}
 
 _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
 _LOW = {"bf16", "int4"}  # what computes on bfloat16
@@ -140,7 +141,8 @@ class Inductor(Backend):
     def _at_best(self, program: Program, target: Target) -> float:
         """Milliseconds of the arithmetic alone, at the machine's peak."""
         precision = "int8" if _holds_int8(program) else self.precision
-        peak = _FASTER[precision] * Roofline.of(target).products
+        faster = _FASTER_AMX if "amx_bf16" in target.features else _FASTER
+        peak = faster[precision] * Roofline.of(target).products
         return sum(multiply_adds(program).values()) / peak
 
     def templates(self, program: Program, target: Target) -> tuple[Inductor, ...]:

@@ -226,11 +226,16 @@ def test_variants(features, exact, precisions):
 
 
 @pytest.mark.parametrize(
-    ("rows", "called"),  # whose multiply-adds take 0.02, 0.9 and 1.4 ms at the float32 peak
-    [(256, ["f32 c++", "bf16 c++"]), (10_000, ["f32", "bf16 c++"]), (16_000, ["f32", "bf16"])],
+    ("rows", "features", "called"),  # multiply-adds take 0.02, 0.9 and 1.4 ms at the float32 peak
+    [
+        (256, (), ["f32 c++", "bf16 c++"]),
+        (10_000, (), ["f32", "bf16 c++"]),
+        (16_000, (), ["f32", "bf16"]),
+        (16_000, ("amx_bf16",), ["f32", "bf16 c++"]),
+    ],
 )
-def test_calls_are_compiled_where_the_arithmetic_takes_little(rows, called):
-    target = replace(CPU, features=("avx512f", "avx512_bf16"), threads=1)
+def test_calls_are_compiled_where_the_arithmetic_takes_little(rows, features, called):
+    target = replace(CPU, features=("avx512f", "avx512_bf16", *features), threads=1)
     b = Builder(layer=nn.Linear(64, 64))
     program = b.program(b.call("layer", b.input("x", rows, 64)))
     found = Inductor().variants(program, target, exact=False)
