@@ -50,7 +50,7 @@ Products = Literal["library", "template", "autotune"]
 _CALL_MS = 0.01
 _WORTH = 0.02
 
-# Peaks of matrix products over the one in float32, on Xeons with VNNI and AVX512-BF16, and with AMX.
+# Peaks of products over those in float32, on Xeons with VNNI and AVX512-BF16, and with AMX.
 _FASTER = {"f32": 1.0, "bf16": 2.2, "int8": 4.8}
 _FASTER_AMX = {"f32": 1.0, "bf16": 8.0, "int8": 12.0}
 
