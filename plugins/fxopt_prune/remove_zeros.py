@@ -9,9 +9,19 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from fxopt.plugin import Context, Edit, Exact, Pass, PassError, PassInfo, PassResult, Program
+from fxopt.plugin import (
+    Context,
+    Edit,
+    Exact,
+    Pass,
+    PassError,
+    PassInfo,
+    PassResult,
+    Program,
+    size_hint,
+)
 from fxopt_prune.channels import Structure, find_groups
-from fxopt_prune.shrink import may_be_zero, remove, zero_units
+from fxopt_prune.shrink import may_be_zero, remove, spread_over_rows, zero_units
 
 _FEW = 2  # rows
 
@@ -47,17 +57,28 @@ class RemoveZeros(Pass):
 def _removed(program: Program, edit: Edit, flat: Sequence[Any]) -> int:
     """Removes the units; how many they were, if that was possible."""
     structure = find_groups(program)
-    units = _all_but_one(structure, zero_units(program, structure, _few_rows(program, flat)))
+    units = _all_but_one(structure, zero_units(program, structure, _rows(program, structure, flat)))
     rewrite = f"{len(units)} zero units removed"
     return len(units) if units and remove(program, edit, structure, units, rewrite) else 0
 
 
-def _few_rows(program: Program, flat: Sequence[Any]) -> list[Any]:
-    """The first rows of a batch of any size: how many there are does not matter to what is zero."""
+def _rows(program: Program, structure: Structure, flat: Sequence[Any]) -> list[Any]:
+    """A few rows of a batch of any size: how many there are does not matter to what is zero.
+
+    Where units and rows make one dimension, there are labels for as many as were captured.
+    """
+    as_captured = spread_over_rows(program, structure)
     return [
-        value[:_FEW] if program.signature.batch and _is_batched(node) else value
+        _first(value, size_hint(node.meta["val"].shape[0]) if as_captured else _FEW)
+        if program.signature.batch and _is_batched(node)
+        else value
         for node, value in zip(program.inputs, flat, strict=True)
     ]
+
+
+def _first(value: torch.Tensor, rows: int) -> torch.Tensor:
+    """So many rows, some of them again where there are fewer."""
+    return torch.cat([value] * -(-rows // len(value)))[:rows]
 
 
 def _is_batched(node: fx.Node) -> bool:

@@ -45,6 +45,19 @@ def _holds_zeros(name: str, weight: torch.Tensor, is_table: bool) -> bool:
     return any(not bool(each.any(1).all()) for each in slices)
 
 
+def spread_over_rows(program: Program, structure: Structure) -> bool:
+    """Whether units lie along a dimension whose size depends on that of the batch.
+
+    Such are the heads of attention that takes rows and heads for one dimension.
+    """
+    return any(
+        isinstance(part.shape[dim], torch.SymInt)
+        for node, labels in structure.trace.values.items()
+        for part, its in _parts(node.meta.get("val"), labels)
+        for dim, _ in _along(structure, its)
+    )
+
+
 def zero_units(program: Program, structure: Structure, inputs: Sequence[Any]) -> list[int]:
     """The units that are zero wherever something is computed from them, whatever comes in.
 
@@ -57,7 +70,8 @@ def zero_units(program: Program, structure: Structure, inputs: Sequence[Any]) ->
     Args:
         program: The program.
         structure: What was found in it.
-        inputs: Flat inputs of any values, of the sizes that the program was captured with.
+        inputs: Flat inputs of any values, of the sizes that the program was captured with; of a
+            batch, another number of rows where units are not :func:`spread_over_rows`.
 
     Returns:
         Units of groups where removal does the same as zeros.
@@ -137,11 +151,17 @@ class _Probe(fx.Interpreter):
     ) -> Iterator[tuple[tuple[int, int], torch.Tensor, Labels]]:
         """The dimensions with units: which part and dimension, the part, and the units."""
         for number, (part, labels) in enumerate(_parts(value, self._structure.trace.values[node])):
-            for dim, each in enumerate(labels if isinstance(labels, tuple) else ()):
-                units = self._structure.classes.of_atom[each]
-                if (units != FIXED).any():
-                    assert len(units) == part.shape[dim]  # only a batch has another size
-                    yield (number, dim), part, units
+            for dim, units in _along(self._structure, labels):
+                assert len(units) == part.shape[dim]  # only a batch has another size
+                yield (number, dim), part, units
+
+
+def _along(structure: Structure, labels: Value) -> Iterator[tuple[int, Labels]]:
+    """The dimensions with units, and these, position by position."""
+    for dim, each in enumerate(labels if isinstance(labels, tuple) else ()):
+        units = structure.classes.of_atom[each]
+        if (units != FIXED).any():
+            yield dim, units
 
 
 def _parts(value: Any, labels: Value) -> Iterator[tuple[torch.Tensor, Value]]:

@@ -12,7 +12,7 @@ from fxopt.passes import Context
 from fxopt.testing import check_pass, run_pass
 from fxopt_prune import RemoveZeros
 from fxopt_prune.channels import find_groups
-from fxopt_prune.shrink import may_be_zero, zero_units, zeroed
+from fxopt_prune.shrink import may_be_zero, spread_over_rows, zero_units, zeroed
 from tests.plugins.prune.models import MODELS, case_named
 from tests.plugins.prune.support import case_of, conv, drawn, random
 
@@ -171,6 +171,30 @@ def test_two_rows_of_a_batch_are_enough(monkeypatch):
     case.program.module.state_dict()["layers.3.weight"][:, [1, 5]] = 0
     removed(case)
     assert seen == [(2, 3, 6, 6), (2,), (6,)]
+
+
+class Attending(nn.Module):
+    """torch's own attention takes rows and heads for one dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(12, 3, batch_first=True), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_heads_may_share_a_dimension_with_any_number_of_rows(rows):
+    case = case_of(Attending(), random(rows, 4, 12))
+    weights = case.program.module.state_dict()
+    for name in ("weight", "bias"):
+        weights[f"attention.out_proj.{name}"][5] = 0
+    assert spread_over_rows(case.program, find_groups(case.program))
+    program, count = removed(case)
+    assert count == 1
+    assert program.module.attention.out_proj.weight.shape == (11, 12)
+    assert program.module.head.weight.shape == (2, 11)
 
 
 @pytest.mark.parametrize(
