@@ -35,7 +35,7 @@ from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.graph_cache import packed_weights_cached
 from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
 from fxopt_inductor.linear_kernels import faster_as_convolutions
-from fxopt_inductor.linears import as_convolutions, lives_by_linears
+from fxopt_inductor.linears import as_convolutions, fold_rows, lives_by_linears
 from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
 from fxopt_inductor.lowp.safety import compiler_sees_addends, protect_addends
 from fxopt_inductor.templates import may_pay
@@ -191,6 +191,7 @@ class InductorLowering(Lowering):
 
     def _module(self, examples: Tensors) -> fx.GraphModule:
         module = flat_module(self._program, examples)
+        fold_rows(module)
         bf16, quantized = self._settings.precision == "bf16", is_quantized(module)
         if not bf16 and not quantized:
             if lives_by_linears(self._program):

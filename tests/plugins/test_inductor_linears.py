@@ -12,7 +12,13 @@ from fxopt.frontend import capture_program
 from fxopt_inductor import Inductor, linear_kernels
 from fxopt_inductor.flat import flat_module
 from fxopt_inductor.kernels import HEAVY_KINDS
-from fxopt_inductor.linears import Size, as_convolutions, layers_by_size, lives_by_linears
+from fxopt_inductor.linears import (
+    Size,
+    as_convolutions,
+    fold_rows,
+    layers_by_size,
+    lives_by_linears,
+)
 from tests.building import image, small_cnn
 from tests.plugins.quantize.support import relative
 
@@ -122,3 +128,46 @@ def test_both_calls_that_are_timed_are_the_layer():
     assert relative(convolution().permute(0, 2, 3, 1).reshape(5, 9), expected) < 1e-6
     size = Size(5, 24, 9)
     assert 0 < linear_kernels.convolution_over_product(size, torch.get_num_threads()) < math.inf
+
+
+class Crosswise(nn.Module):
+    """A linear layer of what does not lie in memory in order; its weights ask for no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(24, 48)
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        return torch.relu(self.layer(torch.tanh(x).transpose(0, 1)))
+
+
+@needs_inductor
+@pytest.mark.parametrize(("precision", "close"), [("f32", 1e-6), ("bf16", 1e-2)])
+def test_no_layer_becomes_a_product_of_batches(precision, close):
+    torch.manual_seed(0)
+    x = torch.randn(6, 7, 24)
+    program = capture_program(Crosswise().eval(), (x,), {})
+    code = Inductor(precision=precision).lower(program, (x,), CPU).compile((x,))
+    assert relative(code(x)[0], program(x)[0]) < close
+    assert "bmm" not in code.code
+    heavy = {k.name: k.precision for k in code.kernels() if k.kind in HEAVY_KINDS}
+    assert heavy == {"layer": precision}
+
+
+def test_rows_are_folded_where_they_do_not_lie_in_order():
+    x = torch.randn(6, 7, 24)
+    crosswise, straight = (
+        flat_module(capture_program(net.eval(), (x,), {}), (x,))
+        for net in (Crosswise(), nn.Linear(24, 9))
+    )
+    expected = crosswise(x)[0]
+    for module in (crosswise, straight):
+        fold_rows(module)
+    sizes = [
+        [len(node.args[0].meta["val"].shape) for node in nodes]
+        for module in (crosswise, straight)
+        for nodes in layers_by_size(module).values()
+    ]
+    assert sizes == [[2], [3]]
+    assert torch.equal(crosswise(x)[0], expected)
