@@ -21,7 +21,7 @@ from fxopt.plugin import (
     size_hint,
 )
 from fxopt_prune.channels import Structure, find_groups
-from fxopt_prune.shrink import may_be_zero, remove, spread_over_rows, zero_units
+from fxopt_prune.shrink import may_be_zero, remove, rows_to_run, zero_units
 
 _FEW = 2  # rows
 
@@ -63,17 +63,15 @@ def _removed(program: Program, edit: Edit, flat: Sequence[Any]) -> int:
 
 
 def _rows(program: Program, structure: Structure, flat: Sequence[Any]) -> list[Any]:
-    """A few rows of a batch of any size: how many there are does not matter to what is zero.
+    """A few rows of a batch of any size: how many there are does not matter to what is zero."""
 
-    Where units and rows make one dimension, there are labels for as many as were captured.
-    """
-    as_captured = spread_over_rows(program, structure)
-    return [
-        _first(value, size_hint(node.meta["val"].shape[0]) if as_captured else _FEW)
-        if program.signature.batch and _is_batched(node)
-        else value
-        for node, value in zip(program.inputs, flat, strict=True)
-    ]
+    def cut(node: fx.Node, value: Any) -> Any:
+        if not (program.signature.batch and _is_batched(node)):
+            return value
+        captured = size_hint(node.meta["val"].shape[0])
+        return _first(value, rows_to_run(program, structure, captured, _FEW))
+
+    return [cut(node, value) for node, value in zip(program.inputs, flat, strict=True)]
 
 
 def _first(value: torch.Tensor, rows: int) -> torch.Tensor:

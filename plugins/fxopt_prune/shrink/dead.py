@@ -45,17 +45,46 @@ def _holds_zeros(name: str, weight: torch.Tensor, is_table: bool) -> bool:
     return any(not bool(each.any(1).all()) for each in slices)
 
 
-def spread_over_rows(program: Program, structure: Structure) -> bool:
-    """Whether units lie along a dimension whose size depends on that of the batch.
+def rows_to_run(program: Program, structure: Structure, captured: int, few: int) -> int:
+    """With how many rows of a batch :func:`zero_units` can do: ``few`` where that is possible.
 
-    Such are the heads of attention that takes rows and heads for one dimension.
+    There are labels for as many rows as were captured. Where units and rows make one dimension, as
+    in attention that takes rows and heads for one, each row has to have the same ones.
+
+    Args:
+        program: The program.
+        structure: What was found in it.
+        captured: Rows that the program was captured with.
+        few: Rows that would be enough.
     """
-    return any(
-        isinstance(part.shape[dim], torch.SymInt)
+    spread = [
+        units
         for node, labels in structure.trace.values.items()
         for part, its in _parts(node.meta.get("val"), labels)
-        for dim, _ in _along(structure, its)
+        for dim, units in _along(structure, its)
+        if isinstance(part.shape[dim], torch.SymInt)
+    ]
+    alike = captured % few == 0 and all(
+        _of_fewer_rows(units, len(units) * few // captured) is not None for units in spread
     )
+    return few if alike or not spread else captured
+
+
+def _of_fewer_rows(units: Labels, count: int) -> Labels | None:
+    """Those along the first ``count`` positions, as they are where there are no others.
+
+    Rows may come before what is within each of them, or behind it; None where they differ.
+    """
+    if count == 0 or len(units) % count:
+        return None
+    times = len(units) // count
+    for fewer, whole in (
+        (units[:count], np.tile(units[:count], times)),
+        (units[::times], np.repeat(units[::times], times)),
+    ):
+        if np.array_equal(whole, units):
+            return fewer
+    return None
 
 
 def zero_units(program: Program, structure: Structure, inputs: Sequence[Any]) -> list[int]:
@@ -70,8 +99,8 @@ def zero_units(program: Program, structure: Structure, inputs: Sequence[Any]) ->
     Args:
         program: The program.
         structure: What was found in it.
-        inputs: Flat inputs of any values, of the sizes that the program was captured with; of a
-            batch, another number of rows where units are not :func:`spread_over_rows`.
+        inputs: Flat inputs of any values, of the sizes that the program was captured with, but
+            for the number of rows, see :func:`rows_to_run`.
 
     Returns:
         Units of groups where removal does the same as zeros.
@@ -152,8 +181,9 @@ class _Probe(fx.Interpreter):
         """The dimensions with units: which part and dimension, the part, and the units."""
         for number, (part, labels) in enumerate(_parts(value, self._structure.trace.values[node])):
             for dim, units in _along(self._structure, labels):
-                assert len(units) == part.shape[dim]  # only a batch has another size
-                yield (number, dim), part, units
+                own = _of_fewer_rows(units, part.shape[dim])
+                assert own is not None  # rows_to_run has seen to it
+                yield (number, dim), part, own
 
 
 def _along(structure: Structure, labels: Value) -> Iterator[tuple[int, Labels]]:
