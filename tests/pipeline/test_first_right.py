@@ -113,6 +113,7 @@ def test_a_second_race_at_another_speed_changes_no_order(candidates, monkeypatch
 
     def race_apart(racing, job, seconds):  # the machine takes twice as long by now
         assert racing == [first, late]
+        assert seconds == race_module._SECONDS_AGAIN < race_module._SECONDS
         first.timed(Latency((2.0,)))
         late.timed(Latency((1.9,)))
 

@@ -1,4 +1,4 @@
-"""The rounds of trials: what is asked for on every backend, then the rest where it may pay.
+"""The rounds of trials: the version that goes furthest on every backend, then the rest if it pays.
 
 Compiling is what takes the time, on some backends ten times as long as on others. So what builds
 fast goes first, and says what is not worth building slowly.
@@ -30,21 +30,21 @@ _OVER_PEAK = 1.5
 
 
 def screen_in_rounds(candidates: Sequence[Candidate], job: LoweringJob) -> None:
-    """Tries candidates in the worker, those of the fastest version first: the last one.
+    """Tries candidates in the worker, those of the last version first: it should be the fastest.
 
     Of the other versions, which are there to revert to, only those backends are tried that were
     best on that one among all that have the other one on offer.
     """
     lowered = [c for c in candidates if not c.assignment.native and not c.record.reason]
-    asked = [c.version.name for c in lowered][-1:]
-    first = [c for c in lowered if c.version.name in asked]
+    last = [c.version.name for c in lowered][-1:]
+    first = [c for c in lowered if c.version.name in last]
     rest = [c for c in lowered if c not in first]
     _screen_worthwhile(first, lowered, job, at_once=True)
     _drop_others(rest, first)
     _drop_beyond_peak(rest, _best(first), job)
     _screen_worthwhile(_as_fast(rest, first), lowered, job)
     best = _best(lowered)
-    for candidate in rest:  # what was asked for races in any case: a trial is one measurement
+    for candidate in rest:  # the first ones race in any case: a trial is one measurement
         candidate.beaten |= _HOPELESS * best < _milliseconds(candidate) < math.inf
 
 

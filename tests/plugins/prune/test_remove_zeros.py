@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from fxopt.plugin import size_hint
 from fxopt.testing import check_pass, run_pass
 from fxopt_prune import RemoveZeros
 from fxopt_prune.channels import find_groups
-from fxopt_prune.shrink import may_be_zero, rows_to_run, zero_units, zeroed
+from fxopt_prune.shrink import dead, may_be_zero, rows_to_run, zero_units, zeroed
 from tests.plugins.prune.models import MODELS, case_named
 from tests.plugins.prune.support import case_of, conv, drawn, random
 
@@ -197,6 +198,22 @@ def test_heads_may_share_a_dimension_with_any_number_of_rows(rows, run):
     assert count == 1
     assert program.module.attention.out_proj.weight.shape == (11, 12)
     assert program.module.head.weight.shape == (2, 11)
+
+
+@pytest.mark.parametrize(
+    ("units", "count", "fewer"),
+    [
+        ([1, 2, 1, 2, 1, 2, 1, 2], 4, [1, 2, 1, 2]),  # rows of two heads
+        ([1, 1, 1, 1, 2, 2, 2, 2], 4, [1, 1, 2, 2]),  # heads of four rows
+        ([1, 2, 3], 3, [1, 2, 3]),
+        ([1, 2, 1, 3], 2, None),  # rows differ
+        ([1, 2, 1, 2, 1, 2], 4, None),
+        ([1, 2], 0, None),
+    ],
+)
+def test_units_of_fewer_rows(units, count, fewer):
+    found = dead._of_fewer_rows(np.array(units), count)
+    assert fewer == (None if found is None else found.tolist())
 
 
 @pytest.mark.parametrize(
