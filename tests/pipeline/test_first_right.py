@@ -1,5 +1,6 @@
 """Which candidate is kept in the end, when what is built at last takes what a test says."""
 
+import importlib
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -12,11 +13,13 @@ from fxopt.pipeline.lowering import exact_version
 from fxopt.pipeline.lowering import race as race_module
 from fxopt.pipeline.lowering import verify as verify_module
 from fxopt.pipeline.lowering.candidate import Candidate
-from fxopt.pipeline.lowering.lower import _second_look
+from fxopt.pipeline.lowering.lower import _finalists, _second_look
 from fxopt.pipeline.lowering.verify import first_right
 from fxopt.plugin import Backend, BackendInfo
 from fxopt_eager import Eager
 from tests.building import image, small_cnn
+
+lower_module = importlib.import_module("fxopt.pipeline.lowering.lower")
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,18 @@ class OneByOne(Runtime):
     info = BackendInfo("one_by_one", ("cpu",), node_by_node=True)
 
 
+@dataclass(frozen=True)
+class Another(Runtime):
+    info = BackendInfo("another", ("cpu",))
+
+
 @dataclass
 class Job:
     """Two candidates are refused or accepted by what they are."""
 
     refused: tuple[Candidate, ...] = ()
     examples = ((),)
+    mix = False
 
     def accept(self, module):
         return "refused" if module in [c.module for c in self.refused] else None
@@ -205,6 +214,34 @@ def test_what_came_close_to_the_original_races_again_before_it_is_given_up(
     assert winner is (near if wins else plain)
     assert 14.0 < before.median <= 15.0
     assert others[-1] is plain
+
+
+@pytest.mark.parametrize(
+    ("first", "same", "other", "built"),
+    [
+        (10.0, 10.1, 10.3, [0, 2]),  # another setting of a backend is not worth a build
+        (10.0, 11.0, 10.3, [0, 2]),
+        (10.0, 11.0, 10.5, [0]),
+        (60.0, 62.0, 61.0, [0]),
+    ],
+)
+def test_another_backend_that_came_as_close_is_built_too(
+    candidates, monkeypatch, first, same, other, built
+):
+    version = candidates[0].version
+    racing = [*candidates[:2], Candidate(version, whole(Another()))]
+    for candidate, took in zip(racing, (first, same, other), strict=True):
+        timed(candidate, took, built=False)
+    built_here = []
+
+    def build(candidate, job):
+        built_here.append(racing.index(candidate))
+        candidate.module = emit(version.program, ())
+
+    monkeypatch.setattr(lower_module, "build", build)
+    found = _finalists([*racing], Job())
+    assert built_here == built
+    assert found == [racing[index] for index in built]
 
 
 @pytest.mark.parametrize(

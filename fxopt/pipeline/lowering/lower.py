@@ -36,6 +36,11 @@ from fxopt.report import RegionRecord
 # So close to the original, what was built gets further turns before it is given up.
 _SECOND_LOOK = 1.1
 
+# So close in the worker, two backends may come in the other order here: what one of them compiles
+# of the same program differs by 3 % each time. Where calls are this long, building takes longer.
+_TIE = 1.04
+_SHORT_MS = 50.0
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -183,7 +188,7 @@ def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]
         here = [c for c in here if not _drop_native(c)]
     built: list[Candidate] = []
     for candidate in elsewhere:
-        if len(built) < (MOST_RIVALS if job.mix else 1):
+        if len(built) < (MOST_RIVALS if job.mix else 1) or _is_tie(candidate, built):
             build(candidate, job)
             built += [candidate] if candidate.hopeful else []
         else:
@@ -195,6 +200,17 @@ def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]
         build(candidate, job)
     candidates += instead
     return [c for c in (*elsewhere, *here, *instead) if c.module is not None]
+
+
+def _is_tie(candidate: Candidate, built: Sequence[Candidate]) -> bool:
+    """Whether it came so close to the only one that is built that the order means nothing."""
+    if len(built) != 1 or _backends(candidate) == _backends(built[0]):
+        return False
+    return candidate.merit <= min(_TIE * built[0].merit, _SHORT_MS)
+
+
+def _backends(candidate: Candidate) -> set[str]:
+    return {share.backend.info.name for share in candidate.assignment.shares}
 
 
 def _are_slow(candidates: Sequence[Candidate], job: LoweringJob) -> bool:
