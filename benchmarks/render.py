@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from compile_time import compile_times
 from duel import CLOSE
 from machine import letter, machine_text
 from peak import shares
-from rows import OWN, PRECISIONS, RIVAL, Results, Row
+from rows import PRECISIONS, Results, Row
 from tabulate import tabulate
 from verdicts import (
     ERROR_TOLERANCE,
@@ -16,7 +17,6 @@ from verdicts import (
     LIMITS,
     Summary,
     Verdict,
-    geometric_mean,
     summaries,
 )
 
@@ -53,7 +53,7 @@ def render(results: Results) -> str:
         [*_revisions(results), *results.notes],
         ["## fxopt against the best rival", RULES, *_verdicts(summaries(results))],
         _peak(results),
-        _compile_times(results),
+        compile_times(results),
         ["## Every candidate", *_cases(results)],
     ]
     return "\n\n".join(part for section in sections for part in section) + "\n"
@@ -180,75 +180,6 @@ def _peak(results: Results) -> Iterator[str]:
         found = (f"{kind} {rates[kind]['gmacs']:.0f} ({rates[kind]['by']})" for kind in rates)
         yield f"Machine {letter(int(place))}: {'; '.join(found)}."
     yield _table(["model", "batch", "GMAC", *PRECISIONS], [list(line) for line in shares(results)])
-
-
-def _compile_times(results: Results) -> Iterator[str]:
-    """What one ``optimize`` call took, beside its candidates' and the rivals' builds."""
-    own = [row for row in results.rows if row.kind != RIVAL and row.measured]
-    if not own:
-        return
-    yield "## Compile time"
-    yield (
-        "Seconds. optimize is one call with all its checks and measurements; candidates is the sum "
-        "of what it tried, passes what the passes took; the rivals are those of the same precision "
-        "and kind that could be built, each from the model to its first output."
-    )
-    by_name = {name: [row for row in own if row.candidate == name] for name in _names(own)}
-    headers = ["optimize over its rivals", "cases", "geometric mean", "worst", "no longer than all"]
-    yield _table(headers, [_compile_summary(*each, results) for each in by_name.items()])
-    headers = ["model", "batch", "", "optimize", "candidates", "passes", "rivals", "slowest rival"]
-    yield _table(headers, [_compile_line(row, results) for row in own])
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row.candidate for row in rows))
-
-
-def _built_beside(row: Row, results: Results) -> list[Row]:
-    """The rivals of the precision and kind of one of fxopt's rows, of those that were built."""
-    return [
-        rival
-        for rival in results.beside(row)
-        if rival.kind == RIVAL
-        and rival.measured
-        and rival.precision == row.precision
-        and (rival.torch or row.kind == OWN)
-    ]
-
-
-def _compile_summary(name: str, rows: Sequence[Row], results: Results) -> list[str]:
-    ratios = {}
-    for row in rows:
-        built = sum(rival.build_seconds for rival in _built_beside(row, results))
-        if built:
-            ratios[f"{row.model}, batch {row.batch}"] = row.report["seconds"] / built
-    if not ratios:
-        return [name, "0", "-", "-", "-"]
-    worst = max(ratios, key=lambda case: ratios[case])
-    kept = sum(ratio <= 1 for ratio in ratios.values())
-    return [
-        name,
-        str(len(ratios)),
-        f"{geometric_mean([*ratios.values()]):.2f}",
-        f"{ratios[worst]:.2f} ({worst})",
-        f"{kept} of {len(ratios)}",
-    ]
-
-
-def _compile_line(row: Row, results: Results) -> list[str]:
-    rivals = _built_beside(row, results)
-    slowest = max(rivals, key=lambda r: r.build_seconds, default=None)
-    tried = [c for region in row.report["regions"] for c in region["candidates"]]
-    return [
-        row.model,
-        str(row.batch),
-        row.candidate,
-        f"{row.report['seconds']:.1f}",
-        f"{sum(c['seconds'] for c in tried):.1f} ({len(tried)})",
-        f"{sum(p['seconds'] for p in row.report['passes']):.1f}",
-        f"{sum(r.build_seconds for r in rivals):.1f} ({len(rivals)})",
-        "-" if slowest is None else f"{slowest.build_seconds:.1f} ({slowest.candidate})",
-    ]
 
 
 def _cases(results: Results) -> Iterator[str]:
