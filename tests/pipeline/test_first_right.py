@@ -216,6 +216,22 @@ def test_what_came_close_to_the_original_races_again_before_it_is_given_up(
     assert others[-1] is plain
 
 
+@pytest.mark.parametrize(("took", "looks_again"), [(400.0, True), (4.0, False)])
+def test_where_slow_calls_seem_to_beat_nothing_a_second_look_decides(
+    candidates, monkeypatch, took, looks_again
+):
+    slow, *_, kept = candidates
+    timed(slow, took)
+    monkeypatch.setattr(lower_module, "_try_apart", lambda candidates, job: [])
+    monkeypatch.setattr(lower_module, "_finalists", lambda candidates, job: [slow])
+    monkeypatch.setattr(lower_module, "_race_here", lambda *_: Latency((0.99 * took,)))
+    monkeypatch.setattr(lower_module, "_second_look", lambda *_: (kept, Latency((7.0,))))
+    job = SimpleNamespace(mix=False, argument_names=(), forget=lambda keys: None)
+    winner, before = lower_module._choose(slow.version, [slow], job)
+    assert (winner is kept) is looks_again
+    assert before.median == (7.0 if looks_again else pytest.approx(0.99 * took))
+
+
 @pytest.mark.parametrize(
     ("first", "same", "other", "built"),
     [
