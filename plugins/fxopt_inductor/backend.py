@@ -38,6 +38,7 @@ from fxopt_inductor.linear_kernels import faster_as_convolutions
 from fxopt_inductor.linears import as_convolutions, fold_rows, lives_by_linears
 from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
 from fxopt_inductor.lowp.safety import compiler_sees_addends, protect_addends
+from fxopt_inductor.parsed import templates_parsed_once
 from fxopt_inductor.templates import may_pay
 from fxopt_inductor.toolchain import knows_instructions, missing_toolchain
 
@@ -179,6 +180,7 @@ class InductorLowering(Lowering):
                 _COMPILING,
                 torch.no_grad(),
                 packed_weights_cached(),
+                templates_parsed_once(),
                 _forgotten(),
                 _code_shown() as shown,
             ):

@@ -34,7 +34,7 @@ from fxopt.pipeline.lowering.version import Version
 from fxopt.report import RegionRecord
 
 # So close to the original, what was built gets further turns before it is given up.
-_SECOND_LOOK = 1.1
+_SECOND_LOOK = 1.25
 
 # So close in the worker, two backends may come in the other order here: what one of them compiles
 # of the same program differs by 3 % each time. Where calls are this long, building takes longer.
