@@ -14,6 +14,7 @@ from fxopt.pipeline.lowering import race as race_module
 from fxopt.pipeline.lowering import verify as verify_module
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.lower import _finalists, _second_look
+from fxopt.pipeline.lowering.ties import decided_apart
 from fxopt.pipeline.lowering.verify import first_right
 from fxopt.plugin import Backend, BackendInfo
 from fxopt_eager import Eager
@@ -214,6 +215,24 @@ def test_what_came_close_to_the_original_races_again_before_it_is_given_up(
     assert winner is (near if wins else plain)
     assert 14.0 < before.median <= 15.0
     assert others[-1] is plain
+
+
+@pytest.mark.parametrize(
+    ("took", "tied"),
+    [
+        ((100.0, 101.0, 103.9), True),  # another setting of the best one's backend is no rival
+        ((100.0, 101.0, 104.1), False),
+        ((49.0, 50.0, 49.5), False),
+        ((301.0, 310.0, 302.0), False),
+    ],
+)
+def test_two_backends_that_few_turns_do_not_tell_apart_race_again(candidates, took, tied):
+    first, same, *_ = candidates
+    other = Candidate(first.version, whole(Another()))
+    for candidate, milliseconds in zip((first, same, other), took, strict=True):
+        timed(candidate, milliseconds, built=False)
+    assert decided_apart([same, other, first]) == ([first, other] if tied else [])
+    assert decided_apart([first, same]) == decided_apart([]) == []
 
 
 @pytest.mark.parametrize(("took", "looks_again"), [(400.0, True), (4.0, False)])

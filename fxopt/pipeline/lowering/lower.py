@@ -27,6 +27,7 @@ from fxopt.pipeline.lowering.race import (
 from fxopt.pipeline.lowering.rounds import screen_in_rounds
 from fxopt.pipeline.lowering.screen import screen
 from fxopt.pipeline.lowering.spare import spares
+from fxopt.pipeline.lowering.ties import decided_apart, decided_here
 from fxopt.pipeline.lowering.tune import leaders, tunings
 from fxopt.pipeline.lowering.tuning import Timing, drop_slow, timings, tuning_file, updated
 from fxopt.pipeline.lowering.verify import first_right
@@ -35,11 +36,6 @@ from fxopt.report import RegionRecord
 
 # So close to the original, what was built gets further turns before it is given up.
 _SECOND_LOOK = 1.25
-
-# So close in the worker, two backends may come in the other order here: what one of them compiles
-# of the same program differs by 3 % each time. Where calls are this long, building takes longer.
-_TIE = 1.04
-_SHORT_MS = 50.0
 
 
 @dataclass(frozen=True)
@@ -173,6 +169,9 @@ def _try_apart(candidates: Sequence[Candidate], job: LoweringJob) -> list[Candid
     screen(late, job, rivals=raced)
     if any(candidate.measured for candidate in late):
         race_again(leaders(raced), late, raced, job)
+    raced = [candidate for candidate in (*raced, *late) if candidate.hopeful and candidate.raced]
+    if tied := decided_apart(raced):
+        race_again(tied, [], raced, job)
     return [*instead, *late]
 
 
@@ -188,7 +187,7 @@ def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]
         here = [c for c in here if not _drop_native(c)]
     built: list[Candidate] = []
     for candidate in elsewhere:
-        if len(built) < (MOST_RIVALS if job.mix else 1) or _is_tie(candidate, built):
+        if len(built) < (MOST_RIVALS if job.mix else 1) or decided_here(candidate, built):
             build(candidate, job)
             built += [candidate] if candidate.hopeful else []
         else:
@@ -200,17 +199,6 @@ def _finalists(candidates: list[Candidate], job: LoweringJob) -> list[Candidate]
         build(candidate, job)
     candidates += instead
     return [c for c in (*elsewhere, *here, *instead) if c.module is not None]
-
-
-def _is_tie(candidate: Candidate, built: Sequence[Candidate]) -> bool:
-    """Whether it came so close to the only one that is built that the order means nothing."""
-    if len(built) != 1 or _backends(candidate) == _backends(built[0]):
-        return False
-    return candidate.merit <= min(_TIE * built[0].merit, _SHORT_MS)
-
-
-def _backends(candidate: Candidate) -> set[str]:
-    return {share.backend.info.name for share in candidate.assignment.shares}
 
 
 def _are_slow(candidates: Sequence[Candidate], job: LoweringJob) -> bool:
