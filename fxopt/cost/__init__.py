@@ -1,6 +1,6 @@
 """What things cost: the target machine, measured latency, and counted arithmetic."""
 
-from fxopt.cost.arithmetic import example_bytes, example_size, multiply_adds
+from fxopt.cost.arithmetic import batch_scale, example_bytes, example_size, multiply_adds
 from fxopt.cost.idle import wait_until_idle
 from fxopt.cost.lead import NO_MATTER
 from fxopt.cost.measure import Latency, fastest, measure, race_in_turns, take_turn
@@ -14,6 +14,7 @@ __all__ = [
     "Latency",
     "Roofline",
     "Target",
+    "batch_scale",
     "example_bytes",
     "example_size",
     "fastest",

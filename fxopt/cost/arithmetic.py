@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from fxopt.ir.sizes import size_hint
 
 
 def multiply_adds(program: Program) -> dict[fx.Node, int]:
-    """The multiply-adds of convolutions and matrix products, at the sizes of the examples.
+    """The multiply-adds of convolutions and matrix products, at the sizes of the capture.
 
     Other operations count as nothing. Recurrent layers are counted by their weights, each of which
     takes part in every step; whatever else calls torch, modules of plugins too, by the products
@@ -24,6 +25,24 @@ def multiply_adds(program: Program) -> dict[fx.Node, int]:
         program: It is not changed.
     """
     return {node: _count(program, node) for node in program.nodes if node.op.startswith("call_")}
+
+
+def batch_scale(program: Program, inputs: Sequence[Any]) -> float:
+    """Rows of a batch over those that a program was captured with.
+
+    A batch of one is captured as two: torch.export would take its size for fixed.
+
+    Args:
+        program: Its first input with a symbolic batch counts; 1.0 where there is none.
+        inputs: Flat inputs.
+    """
+    for node, value in zip(program.inputs, inputs, strict=True):
+        captured = node.meta.get("val")
+        if isinstance(captured, torch.Tensor) and captured.dim() > 0:
+            rows = captured.shape[0]
+            if isinstance(rows, torch.SymInt):
+                return len(value) / size_hint(rows)
+    return 1.0
 
 
 def example_size(node: fx.Node) -> int:

@@ -30,6 +30,7 @@ from fxopt.plugin import (
     Target,
     Tensors,
     multiply_adds,
+    size_hint,
 )
 from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.graph_cache import packed_weights_cached
@@ -144,7 +145,8 @@ class Inductor(Backend):
         precision = "int8" if _holds_int8(program) else self.precision
         faster = _FASTER_AMX if "amx_bf16" in target.features else _FASTER
         peak = faster[precision] * Roofline.of(target).products
-        return sum(multiply_adds(program).values()) / peak
+        captured = sum(multiply_adds(program).values()) / peak
+        return captured / 2 if _may_have_one_row(program) else captured
 
     def templates(self, program: Program, target: Target) -> tuple[Inductor, ...]:
         """The same with int8 products of its own, where these may be the faster ones."""
@@ -248,6 +250,15 @@ class InductorExecutable(Executable):
 
 def _is_wide(target: Target) -> bool:
     return "avx2" not in target.features or "avx512f" in target.features
+
+
+def _may_have_one_row(program: Program) -> bool:
+    """Whether it was captured with two rows, as a batch of one is."""
+    shapes = [
+        n.meta["val"].shape for n in program.inputs if isinstance(n.meta["val"], torch.Tensor)
+    ]
+    rows = [shape[0] for shape in shapes if shape and isinstance(shape[0], torch.SymInt)]
+    return any(size_hint(each) == 2 for each in rows)
 
 
 def _holds_int8(program: Program) -> bool:

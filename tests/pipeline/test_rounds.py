@@ -13,7 +13,7 @@ from fxopt.pipeline.lowering import rounds as rounds_module
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.version import LOSSY, Version
 from fxopt.plugin import Backend, BackendInfo
-from tests.building import small_cnn
+from tests.building import image, small_cnn
 
 CPU = Target("cpu", torch.device("cpu"), threads=3)
 
@@ -72,7 +72,8 @@ def screened(versions, monkeypatch):
         work = sum(multiply_adds(versions["exact"].program).values())
         peak = work / (1.5 * peak_ms)
         monkeypatch.setattr(rounds_module, "peak_products", lambda threads: peak * (threads == 3))
-        rounds_module.screen_in_rounds(candidates, SimpleNamespace(target=target))
+        job = SimpleNamespace(target=target, examples=[[image()]])
+        rounds_module.screen_in_rounds(candidates, job)
         reasons = {name_of(c): c.record.reason for c in candidates if c.record.reason}
         return tried, reasons
 
@@ -199,6 +200,13 @@ def test_what_arithmetic_alone_makes_slower_is_not_tried(screened):
 
 def test_what_the_peak_leaves_a_chance_is_tried(screened):
     assert screened(IN_FLOAT, peak_ms=9.9) == (["lossy slow f32", "exact slow f32"], {})
+
+
+def test_arithmetic_is_that_of_the_example_and_not_of_the_capture(screened, monkeypatch):
+    monkeypatch.setattr(rounds_module, "batch_scale", lambda program, flat: len(flat[0]) / 4)
+    tried, _ = screened(IN_FLOAT, peak_ms=19.9)
+    assert tried == ["lossy slow f32", "exact slow f32"]
+    assert screened(IN_FLOAT, peak_ms=20.1)[1].keys() == {"exact slow f32"}
 
 
 def test_the_peak_of_the_cpu_says_nothing_of_a_gpu(screened):

@@ -242,6 +242,14 @@ def test_calls_are_compiled_where_the_arithmetic_takes_little(rows, features, ca
     assert [f"{v.precision}{' c++' * v.cpp_wrapper}" for v in found] == called
 
 
+def test_a_batch_of_one_is_not_taken_for_the_two_that_it_is_captured_as():
+    target = replace(CPU, features=("avx512f",), threads=1)
+    one, three = (
+        capture_program(nn.Linear(64, 64), (torch.randn(rows, 64),), {}) for rows in (1, 3)
+    )
+    assert Inductor()._at_best(three, target) == pytest.approx(3 * Inductor()._at_best(one, target))
+
+
 def test_labels_tell_settings():
     backend = Inductor(precision="bf16", products="template", cpp_wrapper=True)
     assert backend.label == "inductor bf16 template c++"

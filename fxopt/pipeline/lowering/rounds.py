@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from fxopt.cost import multiply_adds, peak_products
+from fxopt.cost import batch_scale, multiply_adds, peak_products
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import LoweringJob
 from fxopt.pipeline.lowering.screen import screen
@@ -92,7 +92,9 @@ def _drop_beyond_peak(rest: Sequence[Candidate], best: float, job: LoweringJob) 
         return
     peak = _OVER_PEAK * peak_products(job.target.threads)
     for candidate in in_float:
-        least = sum(multiply_adds(candidate.version.program).values()) / peak
+        program = candidate.version.program
+        work = sum(multiply_adds(program).values()) * batch_scale(program, job.examples[0])
+        least = work / peak
         if least > best:
             what = f"at this machine's peak the {candidate.version.name} version takes"
             reason = f"not tried: {what} {least:.3g} ms, another one {best:.3g}"
