@@ -18,7 +18,7 @@ the builds of the rivals whose runtime it built something with, in that precisio
 that tune for minutes); "its precision" are those of its own precision, whether it tried their \
 runtime or not."""
 
-# By version: what a user who wants a program computed like that has to ask of a rival.
+# By version, what a user who wants a program computed like that has to ask of a rival.
 _PRECISIONS = {"exact": "fp32", "unrounded": "fp32", "reduced": "bf16", "lossy": "int8"}
 
 # By how a rival's name begins: fxopt's backend for the same runtime.

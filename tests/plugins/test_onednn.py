@@ -81,6 +81,16 @@ def test_linear_layers(shape, bias, zero_point):
     ]
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("result", [None, FakeQuantize(0.0625, 0)])
+def test_windows_in_the_padding_alone_see_the_zero_point(dims, result):
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](1, 16, 2, padding=2)
+    shape = (1, 1, *(6, 7, 5)[:dims])
+    program = one_layer(qconv(conv), shape, 1, output=result)
+    for _ in range(12):  # where it is wrong, it depends on what was in memory
+        check(program, torch.randn(shape), step=0.0625 if result else 0.0, share=0.95)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     channels=st.sampled_from([(1, 3, 1), (5, 7, 1), (16, 16, 16), (8, 8, 2)]),

@@ -153,7 +153,29 @@ class Layer:
         tail = (addend.codes, bias, *result.arguments(), *sums)
         return writer.heavy(self.kernel, target, *inputs, *tail)
 
+    def _sees_padding_alone(self) -> bool:
+        """Whether windows lie in the padding as a whole, which has another value than zero.
+
+        oneDNN takes what happens to lie in memory for some of these where there is one channel.
+        """
+        sizes = zip(
+            self.layer.padding, self.layer.weight.shape[2:], self.layer.dilation, strict=True
+        )
+        return self.zero_point != 0 and any(p > (k - 1) * d for p, k, d in sizes)
+
+    def _padded(self, writer: Writer) -> Layer:
+        """The same on an input that is padded already."""
+        padding = self.layer.padding
+        sides = [size for size in reversed(padding) for _ in range(2)]
+        codes = writer.call(aten.constant_pad_nd.default, self.codes, sides, self.zero_point)
+        sizes = [size + 2 * pad for size, pad in zip(self.shape[2:], padding, strict=True)]
+        layer = replace(self.layer, padding=[0] * len(padding))
+        shape = torch.Size([*self.shape[:2], *sizes])
+        return _simplified(replace(self, layer=layer, codes=codes, shape=shape))
+
     def _convolution(self, writer: Writer, result: Result, addend: Addend | None) -> fx.Node:
+        if self._sees_padding_alone():
+            return self._padded(writer)._convolution(writer, result, addend)
         layer = self.layer
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
         prepack = find_operator("qconv_prepack", "default")
