@@ -128,6 +128,9 @@ class Bad(Backend):
     def counts_threads(self):
         raise RuntimeError(f"{torch.get_num_threads()} threads")
 
+    def tells_a_variable(self):
+        raise RuntimeError(f"{self.path} is {os.environ.get(self.path)}")
+
 
 @dataclass(frozen=True)
 class Fleet(Bad):

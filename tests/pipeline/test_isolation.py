@@ -191,6 +191,17 @@ def test_threads_and_settings_reach_the_worker(trial):
     assert result.reason == "RuntimeError: 3 threads"
 
 
+def test_the_worker_has_the_variables_that_the_caller_has_now(trial, monkeypatch):
+    def told():
+        return trial("tells a variable", path="FXOPT_TEST_CACHE").reason
+
+    assert told() == "RuntimeError: FXOPT_TEST_CACHE is None"
+    monkeypatch.setenv("FXOPT_TEST_CACHE", "there")  # long after the worker has started
+    assert told() == "RuntimeError: FXOPT_TEST_CACHE is there"
+    monkeypatch.delenv("FXOPT_TEST_CACHE")
+    assert told() == "RuntimeError: FXOPT_TEST_CACHE is None"
+
+
 def test_shares_of_a_program_and_native_backends(isolation, parcel):
     nodes = frozenset(n.name for n in small_cnn().nodes if n.op == "call_module")
     first = frozenset(sorted(nodes)[:1])

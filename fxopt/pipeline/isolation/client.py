@@ -228,6 +228,7 @@ class Isolation:
     def _environment(self, target: Target) -> dict[str, Any]:
         return {
             "target": target_to_json(target),
+            "variables": dict(os.environ),
             "matmul_precision": torch.get_float32_matmul_precision(),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -243,5 +244,10 @@ def forget_program() -> None:
 
 
 def _configure(request: Mapping[str, Any], target: Target) -> None:
+    """Sets what the caller has set: it looks for compiled code where this process has left it."""
+    given = request["variables"]
+    os.environ.update(given)
+    for name in set(os.environ) - set(given):
+        del os.environ[name]
     torch.set_num_threads(target.threads)
     torch.set_float32_matmul_precision(request["matmul_precision"])
