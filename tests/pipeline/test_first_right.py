@@ -235,6 +235,21 @@ def test_two_backends_that_few_turns_do_not_tell_apart_race_again(candidates, to
     assert decided_apart([first, same]) == decided_apart([]) == []
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_what_ties_in_the_worker_has_more_turns_there(candidates, monkeypatch, tied):
+    first, *_ = candidates
+    other = Candidate(first.version, whole(Another()))
+    timed(first, 100.0, built=False)
+    timed(other, 101.0 if tied else 120.0, built=False)
+    races = []
+    for name in ("screen_in_rounds", "screen", "race_apart"):
+        monkeypatch.setattr(lower_module, name, lambda *_, **__: None)
+    monkeypatch.setattr(lower_module, "tunings", lambda *_: [])
+    monkeypatch.setattr(lower_module, "race_again", lambda leading, *_: races.append(leading))
+    assert lower_module._try_apart([first, other], Job()) == []
+    assert races == ([[first, other]] if tied else [])
+
+
 @pytest.mark.parametrize(("took", "looks_again"), [(400.0, True), (4.0, False)])
 def test_where_slow_calls_seem_to_beat_nothing_a_second_look_decides(
     candidates, monkeypatch, took, looks_again
