@@ -42,6 +42,11 @@ class Another(Runtime):
     info = BackendInfo("another", ("cpu",))
 
 
+@dataclass(frozen=True)
+class Sluggish(Runtime):
+    info = BackendInfo("sluggish", ("cpu",), builds_slowly=True)
+
+
 @dataclass
 class Job:
     """Two candidates are refused or accepted by what they are."""
@@ -267,19 +272,21 @@ def test_where_slow_calls_seem_to_beat_nothing_a_second_look_decides(
 
 
 @pytest.mark.parametrize(
-    ("first", "same", "other", "built"),
+    ("first", "same", "other", "slow", "built"),
     [
-        (10.0, 10.1, 10.3, [0, 2]),  # another setting of a backend is not worth a build
-        (10.0, 11.0, 10.3, [0, 2]),
-        (10.0, 11.0, 10.5, [0]),
-        (60.0, 62.0, 61.0, [0]),
+        (10.0, 10.1, 10.3, True, [0, 2]),  # another setting of a backend is not worth a build
+        (10.0, 11.0, 10.3, True, [0, 2]),
+        (10.0, 11.0, 10.5, True, [0]),
+        (10.0, 11.0, 11.4, False, [0, 2]),  # of what builds fast, more is worth one
+        (10.0, 11.0, 11.6, False, [0]),
+        (60.0, 62.0, 61.0, False, [0]),
     ],
 )
 def test_another_backend_that_came_as_close_is_built_too(
-    candidates, monkeypatch, first, same, other, built
+    candidates, monkeypatch, first, same, other, slow, built
 ):
     version = candidates[0].version
-    racing = [*candidates[:2], Candidate(version, whole(Another()))]
+    racing = [*candidates[:2], Candidate(version, whole(Sluggish() if slow else Another()))]
     for candidate, took in zip(racing, (first, same, other), strict=True):
         timed(candidate, took, built=False)
     built_here = []
