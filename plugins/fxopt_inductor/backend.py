@@ -41,7 +41,11 @@ from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_opera
 from fxopt_inductor.lowp.safety import compiler_sees_addends, protect_addends
 from fxopt_inductor.parsed import templates_parsed_once
 from fxopt_inductor.templates import may_pay
-from fxopt_inductor.toolchain import knows_instructions, missing_toolchain
+from fxopt_inductor.toolchain import (
+    instructions_asked_for,
+    knows_instructions,
+    missing_toolchain,
+)
 
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
 Precision = Literal["f32", "bf16"]
@@ -183,6 +187,7 @@ class InductorLowering(Lowering):
                 torch.no_grad(),
                 packed_weights_cached(),
                 templates_parsed_once(),
+                instructions_asked_for(),
                 _forgotten(),
                 _code_shown() as shown,
             ):

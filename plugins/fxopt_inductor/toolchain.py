@@ -8,7 +8,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -47,8 +50,34 @@ def knows_instructions() -> bool:
         return False
     sets = [isa for isa in supported_vec_isa_list if set(str(isa).split()) <= present]
     flags = [flag for isa in sets for flag in isa.build_arch_flags().split()]
-    command = [cpp_compiler(), *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    return bool(sets) and _takes(cpp_compiler(), *flags)
+
+
+@contextmanager
+def instructions_asked_for() -> Iterator[None]:
+    """Inside, the compiler is asked whether it has the instructions that Inductor would try.
+
+    Those of a CPU with VNNI, bfloat16 and AMX are tried even where it is told that the compiler has
+    all: six programs are built and loaded, which takes three seconds in each new cache. Which of
+    them the CPU has is asked for before that, and a compiler that takes the flag of a set has all
+    that is in it. Only one thread may be inside.
+    """
+    if not knows_instructions():
+        yield
+        return
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    def check_build(isa: VecISA, code: str) -> bool:
+        return _takes(cpp_compiler(), *isa.build_arch_flags().split())
+
+    with patch.object(VecISA, "check_build", check_build):
+        yield
+
+
+@functools.cache
+def _takes(compiler: str, *flags: str) -> bool:
+    command = [compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
     try:
-        return bool(sets) and subprocess.run(command, capture_output=True).returncode == 0
+        return subprocess.run(command, capture_output=True).returncode == 0
     except OSError:
         return False

@@ -1,9 +1,12 @@
 """What is found out about the compiler, with compilers that know less."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from torch._inductor.cpp_builder import CppBuilder
+from torch._inductor.cpu_vec_isa import VecAVX2, VecISA, supported_vec_isa_list
 
 from fxopt_inductor import toolchain
 
@@ -17,8 +20,10 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def forgotten():
     toolchain.knows_instructions.cache_clear()
+    toolchain._takes.cache_clear()
     yield
     toolchain.knows_instructions.cache_clear()
+    toolchain._takes.cache_clear()
 
 
 def compiler(folder, monkeypatch, refused):
@@ -51,3 +56,21 @@ def test_torch_may_be_built_for_less_than_the_cpu_has(monkeypatch):
 def test_a_compiler_that_is_gone(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not toolchain.knows_instructions()
+
+
+def test_inductor_asks_for_further_instructions_and_builds_nothing(tmp_path, monkeypatch):
+    compiler(tmp_path, monkeypatch, refused="-mfp16-of-tomorrow")
+    monkeypatch.setattr(CppBuilder, "build", lambda builder: pytest.fail("it was built"))
+    (isa, *_) = [each for each in supported_vec_isa_list if isinstance(each, VecAVX2)]
+    tomorrow = replace(isa)
+    tomorrow._arch_flags = f"{isa._arch_flags} -mfp16-of-tomorrow"
+    with toolchain.instructions_asked_for():
+        assert isa.check_build("extern int never_compiled;")
+        assert not tomorrow.check_build("")
+
+
+def test_where_the_compiler_lacks_some_inductor_tries_as_ever(tmp_path, monkeypatch):
+    compiler(tmp_path, monkeypatch, refused="-mfma")
+    before = VecISA.check_build
+    with toolchain.instructions_asked_for():
+        assert VecISA.check_build is before
