@@ -42,7 +42,7 @@ from fxopt_inductor.lowp.safety import compiler_sees_addends, protect_addends
 from fxopt_inductor.parsed import templates_parsed_once
 from fxopt_inductor.templates import may_pay
 from fxopt_inductor.toolchain import (
-    instructions_asked_for,
+    instructions_assembled,
     knows_instructions,
     missing_toolchain,
 )
@@ -187,7 +187,7 @@ class InductorLowering(Lowering):
                 torch.no_grad(),
                 packed_weights_cached(),
                 templates_parsed_once(),
-                instructions_asked_for(),
+                instructions_assembled(),
                 _forgotten(),
                 _code_shown() as shown,
             ):

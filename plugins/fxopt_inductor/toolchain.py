@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -50,34 +52,41 @@ def knows_instructions() -> bool:
         return False
     sets = [isa for isa in supported_vec_isa_list if set(str(isa).split()) <= present]
     flags = [flag for isa in sets for flag in isa.build_arch_flags().split()]
-    return bool(sets) and _takes(cpp_compiler(), *flags)
+    command = [cpp_compiler(), *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    try:
+        return bool(sets) and subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 @contextmanager
-def instructions_asked_for() -> Iterator[None]:
-    """Inside, the compiler is asked whether it has the instructions that Inductor would try.
+def instructions_assembled() -> Iterator[None]:
+    """Inside, the instructions that Inductor tries are assembled, and no program is built of them.
 
     Those of a CPU with VNNI, bfloat16 and AMX are tried even where it is told that the compiler has
-    all: six programs are built and loaded, which takes three seconds in each new cache. Which of
-    them the CPU has is asked for before that, and a compiler that takes the flag of a set has all
-    that is in it. Only one thread may be inside.
+    all: six programs are linked with torch, and loaded in a process each. Whether the CPU has them
+    is asked for before that. Where this torch tries in another way, all is as ever. Only one thread
+    may be inside.
     """
-    if not knows_instructions():
+    from torch._inductor import cpu_vec_isa
+
+    tries = getattr(cpu_vec_isa, "VecISA", None)
+    if not hasattr(tries, "check_build") or not knows_instructions():
         yield
         return
-    from torch._inductor.cpu_vec_isa import VecISA
 
-    def check_build(isa: VecISA, code: str) -> bool:
-        return _takes(cpp_compiler(), *isa.build_arch_flags().split())
+    def check_build(isa: Any, code: str) -> bool:
+        return _assembles(code, cpp_compiler(), *isa.build_arch_flags().split())
 
-    with patch.object(VecISA, "check_build", check_build):
+    with patch.object(tries, "check_build", check_build):
         yield
 
 
 @functools.cache
-def _takes(compiler: str, *flags: str) -> bool:
-    command = [compiler, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
-    try:
-        return subprocess.run(command, capture_output=True).returncode == 0
-    except OSError:
-        return False
+def _assembles(code: str, compiler: str, *flags: str) -> bool:
+    with tempfile.TemporaryDirectory(prefix="fxopt_inductor_") as folder:
+        command = [compiler, *flags, "-c", "-x", "c++", "-", "-o", f"{folder}/tried.o"]
+        try:
+            return subprocess.run(command, input=code.encode(), capture_output=True).returncode == 0
+        except OSError:
+            return False

@@ -10,6 +10,9 @@ from torch._inductor.cpu_vec_isa import VecAVX2, VecISA, supported_vec_isa_list
 
 from fxopt_inductor import toolchain
 
+# Only the assembler reads what is in it.
+_INSTRUCTION = 'void tried() {{ asm("{}"); }}'
+
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512")
     or shutil.which(toolchain.cpp_compiler()) is None,
@@ -20,10 +23,10 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def forgotten():
     toolchain.knows_instructions.cache_clear()
-    toolchain._takes.cache_clear()
+    toolchain._assembles.cache_clear()
     yield
     toolchain.knows_instructions.cache_clear()
-    toolchain._takes.cache_clear()
+    toolchain._assembles.cache_clear()
 
 
 def compiler(folder, monkeypatch, refused):
@@ -58,19 +61,20 @@ def test_a_compiler_that_is_gone(monkeypatch):
     assert not toolchain.knows_instructions()
 
 
-def test_inductor_asks_for_further_instructions_and_builds_nothing(tmp_path, monkeypatch):
+def test_further_instructions_are_assembled_and_nothing_is_built(tmp_path, monkeypatch):
     compiler(tmp_path, monkeypatch, refused="-mfp16-of-tomorrow")
     monkeypatch.setattr(CppBuilder, "build", lambda builder: pytest.fail("it was built"))
     (isa, *_) = [each for each in supported_vec_isa_list if isinstance(each, VecAVX2)]
     tomorrow = replace(isa)
     tomorrow._arch_flags = f"{isa._arch_flags} -mfp16-of-tomorrow"
-    with toolchain.instructions_asked_for():
-        assert isa.check_build("extern int never_compiled;")
-        assert not tomorrow.check_build("")
+    with toolchain.instructions_assembled():
+        assert isa.check_build(_INSTRUCTION.format("vaddps %ymm0, %ymm1, %ymm2"))
+        assert not isa.check_build(_INSTRUCTION.format("an instruction of tomorrow"))
+        assert not tomorrow.check_build(_INSTRUCTION.format("nop"))
 
 
 def test_where_the_compiler_lacks_some_inductor_tries_as_ever(tmp_path, monkeypatch):
     compiler(tmp_path, monkeypatch, refused="-mfma")
     before = VecISA.check_build
-    with toolchain.instructions_asked_for():
+    with toolchain.instructions_assembled():
         assert VecISA.check_build is before

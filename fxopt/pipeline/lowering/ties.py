@@ -11,8 +11,8 @@ from fxopt.pipeline.lowering.race import SLOW_MS
 # same program differs by 3 % each time. Settings of one backend are not worth that much.
 _TIE = 1.04
 
-# What builds fast may as well be built here where the worker's race was wrong by chance: of four
-# races of resnet18 one had the runtime ahead that is 14 % behind.
+# What builds fast may as well be built here, since the worker's race may be wrong by chance: of
+# four races of resnet18 one had a runtime 7 % ahead of another, which it is 10 % behind.
 _CHEAP_TIE = 1.15
 
 # Up to here building takes little longer than a race: the code that is kept can race itself.
