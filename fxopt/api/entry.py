@@ -26,6 +26,7 @@ from fxopt.emit import OptimizedModule, emit_python, guarded, unshare
 from fxopt.errors import CaptureError, InputError
 from fxopt.frontend import (
     buffers_restored,
+    capture_compared,
     capture_program,
     check_model,
     check_place,
@@ -36,6 +37,7 @@ from fxopt.frontend import (
 )
 from fxopt.ir import tensor_bytes
 from fxopt.passes import Pass, format_passes, placed
+from fxopt.pipeline import full_precision
 from fxopt.registry import default_registry
 from fxopt.report import Report, save_report
 from fxopt.training import Training
@@ -173,14 +175,24 @@ def _dispatch(model: nn.Module, inputs: Any, request: Request) -> OptimizedModul
     twin = structural_copy(model)
     if inputs is None:
         return _without_inputs(twin, request)
+    args, kwargs = inputs
     request.progress("capturing")
     try:
-        program = capture_program(model, *inputs)
+        with full_precision():  # what it computes is compared with
+            captured = capture_compared(model, args, kwargs, request.seed)
     except CaptureError as error:
         if next(model.children(), None) is None:
             raise  # there are no parts to try, and this says why
         return optimize_parts(model, inputs, request, error)
-    subject = Subject("whole net", twin, program, inputs, request.calibration, request.training)
+    subject = Subject(
+        name="whole net",
+        model=twin,
+        program=captured.program,
+        inputs=inputs,
+        calibration=request.calibration,
+        training=request.training,
+        captured=captured,
+    )
     return _with_report(model, subject, optimize_subject(subject, request), request)
 
 

@@ -12,11 +12,18 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxopt.api.quality import MAX_CALLS, Call, Quality, compare_models, score_of
+from fxopt.api.quality import (
+    MAX_CALLS,
+    Call,
+    Quality,
+    compare_models,
+    flat_outputs,
+    score_of,
+)
 from fxopt.api.request import Request
 from fxopt.emit import OptimizedModule
 from fxopt.errors import CalibrationError, CaptureError, InputError
-from fxopt.frontend import another_size, batch_size, capture_program, with_batch
+from fxopt.frontend import Captured, another_size, batch_size, capture_program, with_batch
 from fxopt.ir import Program
 from fxopt.passes import Calibration, Context, Pass, batch_arguments
 from fxopt.pipeline import (
@@ -54,6 +61,7 @@ class Subject:
         inputs: Example inputs, as positional and keyword arguments.
         calibration: Batches for it, as the user's iterable yields them.
         training: Trains it; None for parts, since the user's data are for the whole.
+        captured: What it and its program yield for ``inputs``, where that is known.
     """
 
     name: str
@@ -62,6 +70,7 @@ class Subject:
     inputs: Call
     calibration: Any = None
     training: Trainer | None = None
+    captured: Captured | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +213,7 @@ def _run_passes(
         evaluate=request.evaluate,
         score=score,
         argument_names=argument_names(subject.model),
+        known=None if subject.captured is None else subject.captured.outputs,
         instruments=instruments_for(request.workdir, request.deadline, request.progress),
     )
     return manager.run(subject.program)
@@ -253,6 +263,8 @@ class _Gate:
     ) -> None:
         self._subject, self._request = subject, request
         self._before, self._calls = before, calls
+        captured = subject.captured
+        self._known = None if captured is None else flat_outputs(captured.expected)
         self._qualities: WeakKeyDictionary[nn.Module, Quality] = WeakKeyDictionary()
         self._scores: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
 
@@ -282,7 +294,7 @@ class _Gate:
     def quality(self, module: OptimizedModule) -> Quality:
         """How far a module is from the original on the example and calibration data, once."""
         if module not in self._qualities:
-            quality = compare_models(self._subject.model, module, self._calls)
+            quality = compare_models(self._subject.model, module, self._calls, self._known)
             self._qualities[module] = quality
         return self._qualities[module]
 

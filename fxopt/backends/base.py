@@ -31,6 +31,8 @@ class BackendInfo:
             tried after them.
         node_by_node: Whether it calls its kernels one by one, from Python. Compiled code that calls
             the same ones is not slower, so such a backend has to win by more than chance.
+        imports: Modules that take long to import and that building needs: the worker imports them
+            while it has nothing else to do.
     """
 
     name: str
@@ -40,6 +42,7 @@ class BackendInfo:
     packages: tuple[str, ...] = ()
     builds_slowly: bool = False
     node_by_node: bool = False
+    imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,13 @@ class Executable(ABC):
 
 class Lowering(ABC):
     """A program in a backend's own form, not yet bound to sizes."""
+
+    def prepare(self, inputs: Tensors) -> None:  # noqa: B027 - what most have no use for
+        """Does what :meth:`compile` begins with and what needs no compiler.
+
+        Where a backend builds slowly, this runs in the caller's process while a worker compiles
+        the same. What it leaves may be taken by the next :meth:`compile` for such inputs.
+        """
 
     @abstractmethod
     def compile(self, inputs: Tensors) -> Executable:

@@ -131,6 +131,11 @@ class LoweredModule(LeafModule):
         found = self._compiled.holds(key)
         return found if found is not None else self._compile(key, inputs)
 
+    def prepare(self, *inputs: torch.Tensor) -> None:
+        """Does what can be done for inputs of these shapes before they are compiled for."""
+        with self._lock:
+            self._lowered(inputs).prepare(inputs)
+
     def precisions(self) -> Counter[str]:
         """How many heavy operations ran in which precision, in the code compiled last."""
         newest = self._compiled.newest
@@ -151,13 +156,16 @@ class LoweredModule(LeafModule):
             if held is not None:
                 return held
             with pages.large_pages() if pages.pay(self._program, inputs) else nullcontext():
-                if self._lowering is None:
-                    self._lowering = self._backend.lower(self._program, inputs, self._target)
-                code = self._lowering.compile(inputs)
+                code = self._lowered(inputs).compile(inputs)
             executable = self._right(code, inputs)
             self._compiled.add(key, executable)
             give_back(chain(self.fxopt_source.parameters(), self.fxopt_source.buffers()))
             return executable
+
+    def _lowered(self, inputs: tuple[torch.Tensor, ...]) -> Lowering:
+        if self._lowering is None:
+            self._lowering = self._backend.lower(self._program, inputs, self._target)
+        return self._lowering
 
     def _right(self, code: Executable, inputs: tuple[torch.Tensor, ...]) -> Executable:
         """The code, or where it is wrong, the program itself."""

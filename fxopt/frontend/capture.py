@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,7 +38,29 @@ from fxopt.ir import Program, Signature
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Captured:
+    """A program and what was computed while it was compared with its model.
+
+    Attributes:
+        program: The program.
+        expected: What the model returned for the example inputs.
+        outputs: Flat outputs of the program for them.
+    """
+
+    program: Program
+    expected: Any
+    outputs: tuple[Any, ...]
+
+
 def capture_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+    """As :func:`capture_compared`, the program alone."""
+    return capture_compared(model, args, kwargs).program
+
+
+def capture_compared(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int = 0
+) -> Captured:
     """Captures a whole model in module form, with a symbolic batch where the model allows it.
 
     The model is not touched: all the work is done on a copy that shares its tensors. The captured
@@ -48,14 +71,15 @@ def capture_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         model: The model, in any mode; it is captured as in eval mode.
         args: Example positional inputs; the batch is the first dimension of the first tensor.
         kwargs: Example keyword inputs.
+        seed: Where random numbers start in each run.
 
     Returns:
-        The program, on the very parameters and buffers of the model.
+        The program, on the very parameters and buffers of the model, and what both computed.
 
     Raises:
         CaptureError: The model cannot be captured; the error names the operation and the line.
     """
-    return _Capture(structural_copy(model), (args, kwargs)).run()
+    return _Capture(structural_copy(model), (args, kwargs), seed).run()
 
 
 class _FixedBatchError(CaptureError):
@@ -65,24 +89,25 @@ class _FixedBatchError(CaptureError):
 class _Capture:
     """One capture: a structural copy of the model, and example inputs."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, seed: int) -> None:
         self._model = model
         self._inputs = inputs
+        self._seed = seed
         self._expected: Any = None  # of the model for these inputs
         self._kept: dict[str, nn.Module] = {}
 
-    def run(self) -> Program:
+    def run(self) -> Captured:
         """Captures with a symbolic batch, or else with a fixed one."""
         watch = IdentityWatch(training_modules(self._model))
         with watch.watching():
-            self._expected = run_model(self._model, self._inputs)
+            self._expected = run_model(self._model, self._inputs, self._seed)
         self._kept = watch.identities()
         try:
             return self._dynamic()
         except _FixedBatchError as error:
             return self._static(error.what)
 
-    def _dynamic(self) -> Program:
+    def _dynamic(self) -> Captured:
         size = batch_size(self._inputs)
         if size is None:
             raise _FixedBatchError("no input has a batch dimension")
@@ -90,26 +115,24 @@ class _Capture:
         traced = self._inputs if size > 1 else with_batch(self._inputs, 2)
         try:
             program = self._capture(traced, batched_tensors(traced), batch=True)
-            self._check_batches(program, size)
+            return self._checked_at_batches(program, size)
         except CaptureError as error:
             if depends_on_data(error) or isinstance(error, _FixedBatchError):
                 raise
             raise _FixedBatchError(error.what) from error
-        return program
 
-    def _check_batches(self, program: Program, size: int) -> None:
+    def _checked_at_batches(self, program: Program, size: int) -> Captured:
         if not all(_is_symbolic(node) for node in _batched_inputs(program, self._inputs)):
             raise _FixedBatchError("the model's code fixes it")
-        self._check(program, self._inputs, self._expected)
+        captured = self._checked(program)
         for other in {another_size(size), 1} - {size}:
             inputs = with_batch(self._inputs, other)
-            self._check(program, inputs, run_model(self._model, inputs))
+            self._check(program, inputs, run_model(self._model, inputs, self._seed))
+        return captured
 
-    def _static(self, reason: str) -> Program:
+    def _static(self, reason: str) -> Captured:
         note = f"the batch size is fixed: {reason}"
-        program = self._capture(self._inputs, (), batch=False, notes=(note,))
-        self._check(program, self._inputs, self._expected)
-        return program
+        return self._checked(self._capture(self._inputs, (), batch=False, notes=(note,)))
 
     def _capture(
         self,
@@ -132,21 +155,27 @@ class _Capture:
         assert calls.out_spec is not None
         return Program(module, Signature(calls.in_spec, calls.out_spec, batch), notes)
 
-    def _check(self, program: Program, inputs: Inputs, expected: Any) -> None:
-        difference = mismatch(_run_program(program, inputs), pytree.tree_leaves(expected))
+    def _checked(self, program: Program) -> Captured:
+        outputs = self._check(program, self._inputs, self._expected)
+        return Captured(program, self._expected, outputs)
+
+    def _check(self, program: Program, inputs: Inputs, expected: Any) -> tuple[Any, ...]:
+        outputs = _run_program(program, inputs, self._seed)
+        difference = mismatch(outputs, pytree.tree_leaves(expected))
         if difference:
             size = batch_size(inputs)
             raise CaptureError(f"the captured program differs at batch {size}: {difference}")
+        return outputs
 
 
-def run_model(model: nn.Module, inputs: Inputs) -> Any:
+def run_model(model: nn.Module, inputs: Inputs, seed: int = 0) -> Any:
     """Runs a model without leaving a trace in its buffers or in the random generators.
 
     Raises:
         CaptureError: The model does not take the inputs; the error names its line.
     """
     args, kwargs = own_inputs(inputs)
-    with torch.no_grad(), buffers_restored(model), random_state_restored(seed=0), fast_path_off():
+    with torch.no_grad(), buffers_restored(model), random_state_restored(seed), fast_path_off():
         try:
             return model(*args, **kwargs)
         except Exception as error:
@@ -157,10 +186,10 @@ def run_model(model: nn.Module, inputs: Inputs) -> Any:
             ) from error
 
 
-def _run_program(program: Program, inputs: Inputs) -> tuple[Any, ...]:
-    with torch.no_grad(), random_state_restored(seed=0):
+def _run_program(program: Program, inputs: Inputs, seed: int) -> tuple[Any, ...]:
+    with torch.no_grad(), random_state_restored(seed):
         try:
-            return program(*program.signature.flatten(*inputs))
+            return program(*program.signature.flatten(*own_inputs(inputs)))
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             size = batch_size(inputs)
             raise CaptureError(f"the captured program fails at batch {size}: {error}") from error

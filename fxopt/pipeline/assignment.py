@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -84,6 +85,23 @@ class Assignment:
 def whole(backend: Backend) -> Assignment:
     """One backend for the whole program."""
     return Assignment((Share(backend),))
+
+
+def regions_at_entry(
+    program: Program, flat: Sequence[Any]
+) -> Iterator[tuple[LoweredModule, tuple[Any, ...]]]:
+    """Lowered regions that take inputs of the program alone, with what they are given.
+
+    Args:
+        program: As :meth:`Assignment.applied` makes it.
+        flat: Its flat inputs.
+    """
+    given = dict(zip(program.inputs, flat, strict=True))
+    for node in program.find(LoweredModule):
+        if all(arg in given for arg in node.args):
+            leaf = program.leaf(node)
+            assert isinstance(leaf, LoweredModule)
+            yield leaf, tuple(given[arg] for arg in node.all_input_nodes)
 
 
 def region_of(program: Program, share: Share) -> Region:

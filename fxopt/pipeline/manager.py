@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import dropwhile
+from typing import Any
 
 from fxopt.analysis import Analyses, Fact
 from fxopt.ir import PassResult, Program
@@ -72,6 +73,7 @@ class PassManager:
         score: The original's score, where it is known already.
         argument_names: Names of the positional arguments of the user's ``forward``, for the
             module that ``evaluate`` is given.
+        known: Flat outputs of the program on the first example, where they are known already.
         instruments: Watch, and may stop, what goes on.
         checking: Also checks what costs much and hardly ever fails; see
             :class:`fxopt.pipeline.examiner.Examiner`.
@@ -88,6 +90,7 @@ class PassManager:
         evaluate: Evaluate | None = None,
         score: float | None = None,
         argument_names: Sequence[str] = (),
+        known: Sequence[Any] | None = None,
         instruments: Sequence[Instrument] = (),
         checking: bool = False,
     ) -> None:
@@ -95,6 +98,7 @@ class PassManager:
         self._facts = facts
         self._context = context
         self._max_drift = max_drift
+        self._known = known
         self._instruments = instruments
         self._checking = checking
         self._scorer = evaluate and Scorer(
@@ -114,7 +118,7 @@ class PassManager:
         """
         program.verify()
         examiner = Examiner(
-            Numbers(program, self._context),
+            Numbers(program, self._context, self._known),
             Requirements(self._facts, self._plan.passes, program),
             scorer=self._scorer,
             max_drift=self._max_drift,

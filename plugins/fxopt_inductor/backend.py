@@ -6,6 +6,7 @@ without being asked, or fall back to eager where there is a limit to that.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from collections import Counter
@@ -47,6 +48,7 @@ from fxopt_inductor.toolchain import (
     missing_toolchain,
 )
 
+Sizes = tuple[tuple[torch.Size, torch.dtype], ...]
 Compiled = Callable[..., tuple[torch.Tensor, ...]]
 Precision = Literal["f32", "bf16"]
 Products = Literal["library", "template", "autotune"]
@@ -67,6 +69,9 @@ _PRODUCTS: dict[str, dict[str, Any]] = {
     "template": {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"},
     "autotune": {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"},
 }
+
+# What compiling imports: a second of it takes the lowerings of all operators.
+_IMPORTS = ("torch._inductor.compile_fx", "torch._inductor.graph", "torch.export")
 
 # Inductor's configuration and the hook that shows its code are one per process.
 _COMPILING = threading.Lock()
@@ -98,6 +103,7 @@ class Inductor(Backend):
         targets=("cpu",),
         extra="install g++ and Python's headers",
         builds_slowly=True,
+        imports=_IMPORTS,
     )
 
     @property
@@ -176,11 +182,21 @@ class InductorLowering(Lowering):
         self._program = program
         self._settings = settings
         self._wide = wide
+        self._prepared: tuple[Sizes, fx.GraphModule] | None = None
+
+    def prepare(self, inputs: Tensors) -> None:
+        for name in _IMPORTS:
+            importlib.import_module(name)
+        self._prepared = _sizes(inputs), self._exported([plain(tensor) for tensor in inputs])
 
     def compile(self, inputs: Tensors) -> Executable:
         # Detached and dense, as later inputs will be; else their strides would become the code's.
         examples = [plain(tensor) for tensor in inputs]
-        module = self._module(examples)
+        sizes, exported = self._prepared or (None, None)
+        self._prepared = None
+        if exported is None or sizes != _sizes(inputs):
+            exported = self._exported(examples)
+        module = self._lowered(exported)
         try:
             with (
                 _COMPILING,
@@ -198,9 +214,13 @@ class InductorLowering(Lowering):
             raise BackendError(f"Inductor cannot compile the program: {error}") from error
         return InductorExecutable(compiled, "\n".join(shown), heavy_kernels(module))
 
-    def _module(self, examples: Tensors) -> fx.GraphModule:
+    def _exported(self, examples: Tensors) -> fx.GraphModule:
         module = flat_module(self._program, examples)
         fold_rows(module)
+        return module
+
+    def _lowered(self, module: fx.GraphModule) -> fx.GraphModule:
+        """The same as it is compiled; it is this object's own, and changed."""
         bf16, quantized = self._settings.precision == "bf16", is_quantized(module)
         if not bf16 and not quantized:
             if lives_by_linears(self._program):
@@ -251,6 +271,10 @@ class InductorExecutable(Executable):
     def precisions(self) -> Counter[str]:
         heavy = (kernel for kernel in self.kernels() if kernel.kind in HEAVY_KINDS)
         return Counter(kernel.precision for kernel in heavy)
+
+
+def _sizes(inputs: Tensors) -> Sizes:
+    return tuple((tensor.shape, tensor.dtype) for tensor in inputs)
 
 
 def _is_wide(target: Target) -> bool:

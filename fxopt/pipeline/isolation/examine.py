@@ -20,7 +20,7 @@ from fxopt.cost import Latency, Target, measure, take_turn, wait_until_idle
 from fxopt.errors import FxoptError, SavingError
 from fxopt.ir import Program
 from fxopt.ir.saving import load_program
-from fxopt.pipeline.assignment import Assignment
+from fxopt.pipeline.assignment import Assignment, regions_at_entry
 from fxopt.pipeline.compare import Comparison, compare
 from fxopt.pipeline.isolation.parcel import load_examples
 from fxopt.pipeline.isolation.records import (
@@ -168,12 +168,8 @@ class _Trial:
 
 def _compile(program: Program, flat: Flat) -> None:
     """Compiles what takes inputs of the program alone; the rest is compiled when it is called."""
-    given = dict(zip(program.inputs, flat, strict=True))
-    for node in program.find(LoweredModule):
-        if all(arg in given for arg in node.args):
-            leaf = program.leaf(node)
-            assert isinstance(leaf, LoweredModule)
-            leaf.executable(*(given[arg] for arg in node.all_input_nodes))
+    for leaf, inputs in regions_at_entry(program, flat):
+        leaf.executable(*inputs)
 
 
 def _racer(program: Program, flat: Flat) -> Callable[[], object]:

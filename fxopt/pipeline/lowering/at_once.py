@@ -12,11 +12,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from fxopt.cost import Latency, memory_left
 from fxopt.pipeline.lowering.attempt import Parcels, announce, attempt
+from fxopt.pipeline.lowering.beside import ENOUGH, close_workers, prepare
 from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
-
-# Two workers have two copies of the weights, and what is built is kept until all is.
-_ENOUGH = 0.4
 
 
 def choose(
@@ -27,7 +25,7 @@ def choose(
     What those others are worth is known only afterwards. None is chosen where there is no second
     worker, too little memory for it, or not both kinds.
     """
-    if job.beside is None or memory_left() < _ENOUGH:
+    if job.beside is None or memory_left() < ENOUGH:
         return []
     fast = [*_staying((c for c in candidates if not c.builds_slowly), judge)]
     slow = next(_staying((c for c in candidates if c.builds_slowly), judge), None)
@@ -60,10 +58,11 @@ def build_at_once(candidates: Sequence[Candidate], parcels: Parcels, job: Loweri
                 if candidate is fast[-1]:
                     _build_early(slow, building, trial, job)
                 trial.result()
+            if not building.done():
+                prepare(slow, job)
             building.result()
         except BaseException:  # such as Ctrl-C: nobody would wait for it
-            for isolation in job.isolations:
-                isolation.close()
+            close_workers(job)
             raise
     for candidate in candidates:
         if candidate.hopeful:
@@ -79,7 +78,7 @@ def _build_early(
     builds slowly is likely to win.
     """
     wait([building, last], return_when=FIRST_COMPLETED)
-    if building.done() and not last.done() and slow.hopeful and memory_left() > _ENOUGH:
+    if building.done() and not last.done() and slow.hopeful and memory_left() > ENOUGH:
         build(slow, job)
 
 

@@ -41,6 +41,7 @@ class Candidate:
         assignment: Which backend takes what.
         record: For the report; its reason says why the candidate is out, where it is.
         module: The emitted module, once built and found right.
+        prepared: What that module will be, where all but compiling is done.
         trial: Its timings when it was tried elsewhere.
         turn: Those of a turn that all had who were built at the same time; empty after the race.
         latency: Once raced.
@@ -53,6 +54,7 @@ class Candidate:
     assignment: Assignment
     record: CandidateRecord = field(init=False)
     module: OptimizedModule | None = None
+    prepared: OptimizedModule | None = None
     trial: Latency | None = None
     turn: Sequence[float] = ()
     latency: Latency | None = None
@@ -150,8 +152,8 @@ def build(candidate: Candidate, job: LoweringJob) -> None:
     job.progress(f"lowering {job.name} ({version}) with {label}")
     start = time.perf_counter()
     try:
-        program = candidate.assignment.applied(candidate.version.program, job.target)
-        candidate.module = emit(program, job.argument_names)
+        candidate.module = candidate.prepared or _emitted(candidate, job)
+        candidate.prepared = None
         error = output_error(candidate, job.examples[0], 0)
     except Exception as failure:  # noqa: BLE001 - a plugin may raise anything; it is reported
         candidate.drop(describe(failure))
@@ -161,6 +163,11 @@ def build(candidate: Candidate, job: LoweringJob) -> None:
             candidate.drop(reason)
     spent = time.perf_counter() - start
     candidate.note(seconds=candidate.record.seconds + spent)
+
+
+def _emitted(candidate: Candidate, job: LoweringJob) -> OptimizedModule:
+    program = candidate.assignment.applied(candidate.version.program, job.target)
+    return emit(program, job.argument_names)
 
 
 def output_error(candidate: Candidate, flat: Sequence[Any], index: int) -> float:

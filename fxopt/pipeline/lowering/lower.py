@@ -103,6 +103,8 @@ def _choose(
         before = _race_here(finalists, candidates, job)
     finally:
         job.forget([candidate.key for candidate in candidates])
+        for candidate in candidates:
+            candidate.prepared = None
     for candidate in candidates:
         if candidate.beaten:
             took = f"{candidate.record.milliseconds:.3g} ms"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from fxopt.cost import memory_left
 from fxopt.pipeline.lowering.at_once import build_at_once, choose
 from fxopt.pipeline.lowering.attempt import Parcels, announce, attempt, seconds_left
+from fxopt.pipeline.lowering.beside import attempt_and_prepare
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import LoweringJob
 
@@ -102,7 +103,10 @@ def _try(
 ) -> None:
     if seconds_left(others, job) > 0:
         announce(candidate, job)
-        attempt(candidate, parcels.of(candidate.version), others, job)
+        if candidate.builds_slowly:
+            attempt_and_prepare(candidate, parcels, others, job)
+        else:
+            attempt(candidate, parcels.of(candidate.version), others, job)
     elif not candidate.measured:
         candidate.drop("time limit")
 

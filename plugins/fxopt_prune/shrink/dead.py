@@ -21,6 +21,11 @@ Constants = npt.NDArray[np.float64]
 # Both signs, since many functions are zero for one, and sizes beyond where any of them is flat.
 _SCALES = (1.0, -1.0, 8.0, -8.0, 1e3, -1e3)
 
+# Of random numbers: how many there are, and how far apart those begin that are drawn in turns.
+# Both are primes: no two tensors of a call come to hold the same numbers at the same places.
+_DRAWN, _STEP = 4_194_301, 611_953
+_IN_POOL = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def may_be_zero(program: Program) -> bool:
     """Whether some weight multiplies by nothing but zeros, without which hardly a unit is zero.
@@ -125,7 +130,7 @@ class _Probe(fx.Interpreter):
     def __init__(self, program: Program, structure: Structure) -> None:
         super().__init__(program.module)
         self._structure = structure
-        self._random = torch.Generator().manual_seed(0)
+        self._random = _Numbers()
         self.constants: dict[fx.Node, dict[tuple[int, int], Constants]] = {}
         self.matter: set[int] = set()
 
@@ -157,8 +162,7 @@ class _Probe(fx.Interpreter):
         """Random numbers, and constants where they are known."""
         drawn: dict[int, torch.Tensor] = {}
         for part, _ in _parts(value, self._structure.trace.values[node]):
-            numbers = torch.randn(part.shape, dtype=part.dtype, generator=self._random)
-            drawn[id(part)] = (scale * numbers).to(part.device)
+            drawn[id(part)] = self._random.draw(part, scale)
         for place, part, _ in self._places(node, value):
             known = self._known(node, place, part)
             for position in np.flatnonzero(~np.isnan(known)):
@@ -184,6 +188,28 @@ class _Probe(fx.Interpreter):
                 own = _of_fewer_rows(units, part.shape[dim])
                 assert own is not None  # rows_to_run has seen to it
                 yield (number, dim), part, own
+
+
+class _Numbers:
+    """Random numbers, drawn once: what is asked for begins each time at another one of them.
+
+    Drawing them anew took longer than the calls that they are for.
+    """
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._drawn = torch.randn(_DRAWN, generator=self._generator)
+        self._start = 0
+
+    def draw(self, like: torch.Tensor, scale: float) -> torch.Tensor:
+        """Numbers of the shape, dtype and device of another tensor."""
+        count = like.numel()
+        if count > _DRAWN // 2 or like.dtype not in _IN_POOL:
+            numbers = torch.randn(like.shape, dtype=like.dtype, generator=self._generator)
+            return (scale * numbers).to(like.device)
+        self._start = (self._start + _STEP) % (_DRAWN - count)
+        numbers = self._drawn.narrow(0, self._start, count).reshape(like.shape)
+        return (scale * numbers).to(like.device, like.dtype)
 
 
 def _along(structure: Structure, labels: Value) -> Iterator[tuple[int, Labels]]:

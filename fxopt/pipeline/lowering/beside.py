@@ -1,0 +1,54 @@
+"""What this process does of a build while a worker builds the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from fxopt.cost import memory_left
+from fxopt.emit import emit
+from fxopt.pipeline.assignment import regions_at_entry
+from fxopt.pipeline.lowering.attempt import Parcels, attempt
+from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.job import LoweringJob
+
+ENOUGH = 0.4
+"""The share of the memory that is to be left for what is done beside something else."""
+
+
+def attempt_and_prepare(
+    candidate: Candidate, parcels: Parcels, others: Sequence[Candidate], job: LoweringJob
+) -> None:
+    """Tries a candidate in its worker as :func:`attempt` does, and prepares it here meanwhile."""
+    parcel = parcels.of(candidate.version)
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            trial = thread.submit(attempt, candidate, parcel, others, job)
+            prepare(candidate, job)
+            trial.result()
+        except BaseException:  # such as Ctrl-C: nobody would wait for it
+            close_workers(job)
+            raise
+
+
+def prepare(candidate: Candidate, job: LoweringJob) -> None:
+    """Lowers a candidate as far as that goes without compiling, for :func:`build` to go on with.
+
+    What fails is left to the trial and to the build, which say why.
+    """
+    if candidate.prepared is not None or job.late or memory_left() < ENOUGH:
+        return
+    try:
+        program = candidate.assignment.applied(candidate.version.program, job.target)
+        module = emit(program, job.argument_names)
+        for region, inputs in regions_at_entry(program, job.examples[0]):
+            region.prepare(*inputs)
+    except Exception:  # noqa: BLE001 - a plugin may raise anything
+        return
+    candidate.prepared = module
+
+
+def close_workers(job: LoweringJob) -> None:
+    """Ends them in the middle of what they are at."""
+    for isolation in job.isolations:
+        isolation.close()
