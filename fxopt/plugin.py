@@ -12,6 +12,7 @@ from fxopt.backends import (
     Lowering,
     Tensors,
     export_program,
+    find_files,
     give_back,
     keep_files,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "check_names",
     "example_size",
     "export_program",
+    "find_files",
     "give_back",
     "hookimpl",
     "is_aten",

@@ -39,7 +39,7 @@ def compare_models(
     original: nn.Module,
     optimized: nn.Module,
     calls: Iterable[Call],
-    known: Sequence[Any] | None = None,
+    known: tuple[Sequence[Any] | None, Sequence[Any] | None] = (None, None),
 ) -> Quality:
     """Runs both models on some calls and compares their outputs.
 
@@ -47,16 +47,17 @@ def compare_models(
         original: What is compared with.
         optimized: What is compared.
         calls: Inputs for both.
-        known: What the original yields for the first call, as :func:`flat_outputs` gives it.
+        known: What the two yield for the first call, as :func:`flat_outputs` gives it, or None.
 
     Raises:
         CalibrationError: The original does not take one of the calls.
     """
     drift, same, rows = 0.0, 0, 0
     for args, kwargs in calls:
-        expected = known if known is not None else _expected(original, args, kwargs)
-        known = None
-        actual = _outputs(optimized, args, kwargs)
+        first, second = known
+        expected = _expected(original, args, kwargs) if first is None else first
+        actual = _outputs(optimized, args, kwargs) if second is None else second
+        known = None, None
         drift = max(drift, compare(actual, expected).error)
         agreeing, counted = _agreement(actual, expected)
         same, rows = same + agreeing, rows + counted

@@ -268,21 +268,25 @@ class _Gate:
         self._qualities: WeakKeyDictionary[nn.Module, Quality] = WeakKeyDictionary()
         self._scores: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
 
-    def __call__(self, module: OptimizedModule) -> str | None:
+    def __call__(self, module: OptimizedModule, outputs: Any = None) -> str | None:
         """Why ``module`` must not be used; None when it may.
+
+        Args:
+            module: An emitted module.
+            outputs: What it returned for the example call, where that is known.
 
         Raises:
             CalibrationError: The original does not take the calibration data.
         """
         try:
-            return self._excess(module)
+            return self._excess(module, outputs)
         except CalibrationError:
             raise
         except Exception as failure:  # noqa: BLE001 - it fails where the original does not
             return f"it fails on your data: {describe(failure)}"
 
-    def _excess(self, module: OptimizedModule) -> str | None:
-        limit, drift = self._request.max_drift, self.quality(module).drift
+    def _excess(self, module: OptimizedModule, outputs: Any) -> str | None:
+        limit, drift = self._request.max_drift, self.quality(module, outputs).drift
         if limit is not None and not drift <= limit:
             return f"drift {drift:.2%} is over max_drift {limit:.2%}"
         score, most = self.score(module), self._request.max_drop
@@ -291,10 +295,12 @@ class _Gate:
         drop = self._before - score
         return None if drop <= most else f"the score drops by {drop:.4g}, over max_drop {most:.4g}"
 
-    def quality(self, module: OptimizedModule) -> Quality:
+    def quality(self, module: OptimizedModule, outputs: Any = None) -> Quality:
         """How far a module is from the original on the example and calibration data, once."""
         if module not in self._qualities:
-            quality = compare_models(self._subject.model, module, self._calls, self._known)
+            actual = None if outputs is None else flat_outputs(outputs)
+            known = (self._known, actual)
+            quality = compare_models(self._subject.model, module, self._calls, known)
             self._qualities[module] = quality
         return self._qualities[module]
 

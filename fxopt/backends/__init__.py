@@ -5,7 +5,7 @@ from fxopt.backends.export import export_program
 from fxopt.backends.giveback import give_back
 from fxopt.backends.module import LoweredModule
 from fxopt.backends.region import Region, cut_region, splice, whole_region
-from fxopt.backends.scratch import keep_files
+from fxopt.backends.scratch import find_files, keep_files
 
 __all__ = [
     "Backend",
@@ -18,6 +18,7 @@ __all__ = [
     "Tensors",
     "cut_region",
     "export_program",
+    "find_files",
     "give_back",
     "keep_files",
     "splice",

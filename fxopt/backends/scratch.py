@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_TICK_SECONDS = 0.05
 
 _current: list[Path] = []
 
@@ -29,6 +32,22 @@ def use_scratch(folder: Path) -> Iterator[None]:
         _current.remove(folder)
 
 
+def find_files(key: str, patience: float = 0.0) -> Path | None:
+    """The folder with the files for ``key`` that another process has left.
+
+    Args:
+        key: As for :func:`keep_files`.
+        patience: Seconds to wait for it.
+
+    Returns:
+        The folder, to be read at once; None where there is none.
+    """
+    end = time.monotonic() + patience
+    while (place := _place_of(key)) is None and time.monotonic() < end:
+        time.sleep(_TICK_SECONDS)
+    return place
+
+
 def keep_files(key: str, make: Callable[[Path], None]) -> Path | None:
     """A folder with the files for ``key``, made now or left by another process.
 
@@ -41,9 +60,9 @@ def keep_files(key: str, make: Callable[[Path], None]) -> Path | None:
     """
     if not _current:
         return None
-    places = [folder / key for folder in _current]
-    place = next((each for each in places if each.exists()), places[-1])
-    if not place.exists():
+    place = _place_of(key)
+    if place is None:
+        place = _current[-1] / key
         _current[-1].mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=_current[-1]))
         try:
@@ -53,3 +72,8 @@ def keep_files(key: str, make: Callable[[Path], None]) -> Path | None:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return place
+
+
+def _place_of(key: str) -> Path | None:
+    places = (folder / key for folder in _current)
+    return next((each for each in places if each.exists()), None)

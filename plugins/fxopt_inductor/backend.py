@@ -11,8 +11,9 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,6 +34,7 @@ from fxopt.plugin import (
     multiply_adds,
     size_hint,
 )
+from fxopt_inductor.deferred import Compiled, Deferred
 from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.graph_cache import packed_weights_cached
 from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
@@ -49,7 +51,6 @@ from fxopt_inductor.toolchain import (
 )
 
 Sizes = tuple[tuple[torch.Size, torch.dtype], ...]
-Compiled = Callable[..., tuple[torch.Tensor, ...]]
 Precision = Literal["f32", "bf16"]
 Products = Literal["library", "template", "autotune"]
 
@@ -69,6 +70,9 @@ _PRODUCTS: dict[str, dict[str, Any]] = {
     "template": {"max_autotune_gemm": True, "max_autotune_gemm_backends": "CPP"},
     "autotune": {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"},
 }
+
+# Seconds in which a worker has measured what it measures before it compiles.
+_PATIENCE = 20.0
 
 # What compiling imports: a second of it takes the lowerings of all operators.
 _IMPORTS = ("torch._inductor.compile_fx", "torch._inductor.graph", "torch.export")
@@ -182,49 +186,49 @@ class InductorLowering(Lowering):
         self._program = program
         self._settings = settings
         self._wide = wide
-        self._prepared: tuple[Sizes, fx.GraphModule] | None = None
+        self._prepared: _Prepared | None = None
 
     def prepare(self, inputs: Tensors) -> None:
+        """All but the code: the weights are frozen, and a worker may have put it in the cache."""
         for name in _IMPORTS:
             importlib.import_module(name)
-        self._prepared = _sizes(inputs), self._exported([plain(tensor) for tensor in inputs])
+        examples = [plain(tensor) for tensor in inputs]
+        module = self._lowered(self._exported(examples), _PATIENCE)
+        with _COMPILING, torch.no_grad():
+            frozen = Deferred(module, examples, self._options())
+        self._prepared = _Prepared(_sizes(inputs), heavy_kernels(module), frozen)
 
     def compile(self, inputs: Tensors) -> Executable:
         # Detached and dense, as later inputs will be; else their strides would become the code's.
         examples = [plain(tensor) for tensor in inputs]
-        sizes, exported = self._prepared or (None, None)
-        self._prepared = None
-        if exported is None or sizes != _sizes(inputs):
-            exported = self._exported(examples)
-        module = self._lowered(exported)
-        try:
-            with (
-                _COMPILING,
-                torch.no_grad(),
-                packed_weights_cached(),
-                templates_parsed_once(),
-                instructions_assembled(),
-                _forgotten(),
-                _code_shown() as shown,
-            ):
-                compiled: Compiled = torch._inductor.compile(
-                    module, list(examples), options=self._options()
-                )
-        except Exception as error:  # its errors have no common base
-            raise BackendError(f"Inductor cannot compile the program: {error}") from error
-        return InductorExecutable(compiled, "\n".join(shown), heavy_kernels(module))
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared.sizes == _sizes(inputs):
+            with suppress(BackendError):  # the ordinary way says why, if it fails as well
+                return _executable(prepared.frozen.finish, prepared.layers)
+        module = self._lowered(self._exported(examples))
+        options = self._options()
+        compile_all = partial(torch._inductor.compile, module, [*examples], options=options)
+        return _executable(compile_all, heavy_kernels(module))
 
     def _exported(self, examples: Tensors) -> fx.GraphModule:
         module = flat_module(self._program, examples)
         fold_rows(module)
         return module
 
-    def _lowered(self, module: fx.GraphModule) -> fx.GraphModule:
-        """The same as it is compiled; it is this object's own, and changed."""
+    def _lowered(self, module: fx.GraphModule, patience: float | None = None) -> fx.GraphModule:
+        """The same as it is compiled; it is this object's own, and changed.
+
+        Args:
+            module: As it was exported.
+            patience: Seconds to wait for what another process measures; None to do so here.
+        """
         bf16, quantized = self._settings.precision == "bf16", is_quantized(module)
         if not bf16 and not quantized:
             if lives_by_linears(self._program):
-                as_convolutions(module, faster_as_convolutions(module))
+                layers = faster_as_convolutions(module, patience)
+                if layers is None:
+                    raise BackendError("it is not known yet which linear layers are convolutions")
+                as_convolutions(module, layers)
             return module
         if quantized and (missing := missing_operators()):
             raise BackendError(missing)
@@ -245,6 +249,15 @@ class InductorLowering(Lowering):
         options |= _PRODUCTS[self._settings.products]
         options |= {"cpp.vec_isa_ok": True} if knows_instructions() else {}
         return options | {"cpp_wrapper": self._settings.cpp_wrapper}
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What was done ahead for inputs of some sizes."""
+
+    sizes: Sizes
+    layers: Mapping[str, Kernel]
+    frozen: Deferred
 
 
 class InductorExecutable(Executable):
@@ -271,6 +284,28 @@ class InductorExecutable(Executable):
     def precisions(self) -> Counter[str]:
         heavy = (kernel for kernel in self.kernels() if kernel.kind in HEAVY_KINDS)
         return Counter(kernel.precision for kernel in heavy)
+
+
+def _executable(compile_all: Callable[[], Any], layers: Mapping[str, Kernel]) -> Executable:
+    """What Inductor makes when it is called.
+
+    Raises:
+        BackendError: It fails.
+    """
+    try:
+        with (
+            _COMPILING,
+            torch.no_grad(),
+            packed_weights_cached(),
+            templates_parsed_once(),
+            instructions_assembled(),
+            _forgotten(),
+            _code_shown() as shown,
+        ):
+            compiled = compile_all()
+    except Exception as error:  # its errors have no common base
+        raise BackendError(f"Inductor cannot compile the program: {error}") from error
+    return InductorExecutable(compiled, "\n".join(shown), layers)
 
 
 def _sizes(inputs: Tensors) -> Sizes:

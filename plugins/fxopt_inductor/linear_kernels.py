@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from fxopt.plugin import keep_files
+from fxopt.plugin import find_files, keep_files
 from fxopt_inductor.linears import Size, layers_by_size
 
 _PAIRS = 5  # of calls that are timed, one right after the other
@@ -31,28 +31,41 @@ Call = Callable[[], torch.Tensor]
 Ratios = Mapping[Size, float]
 
 
-def faster_as_convolutions(module: fx.GraphModule) -> list[fx.Node]:
+def faster_as_convolutions(
+    module: fx.GraphModule, patience: float | None = None
+) -> list[fx.Node] | None:
     """The linear layers that oneDNN computes faster as convolutions than MKL as products.
 
     Args:
         module: A flat module with fixed sizes.
+        patience: Seconds to wait for another process to find it out; None to do so here.
+
+    Returns:
+        The layers; None where nobody has found it out in time.
     """
     layers = layers_by_size(module)
     if not (layers and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
         return []
     work = {size: size.work * len(nodes) for size, nodes in layers.items()}
     matter = sorted(size for size in layers if work[size] > _MATTERS * sum(work.values()))
-    ratios = _kept(matter)
+    ratios = _kept(matter, patience)
+    if ratios is None:
+        return None
     return [node for size in matter if ratios[size] < _CLEARLY for node in layers[size]]
 
 
-def _kept(sizes: Sequence[Size]) -> Ratios:
+def _kept(sizes: Sequence[Size], patience: float | None) -> Ratios | None:
     """The ratios, measured once for all builds of a program, so that these are the same."""
     said = repr((sizes, torch.get_num_threads()))
     key = f"inductor-linears-{hashlib.sha256(said.encode()).hexdigest()}"
+    if patience is not None:
+        kept = find_files(key, patience)
+        return None if kept is None else _read(sizes, kept)
     kept = keep_files(key, functools.partial(_write, sizes))
-    if kept is None:
-        return _measured(sizes)
+    return _measured(sizes) if kept is None else _read(sizes, kept)
+
+
+def _read(sizes: Sequence[Size], kept: Path) -> Ratios:
     return dict(zip(sizes, json.loads((kept / _FILE).read_text()), strict=True))
 
 

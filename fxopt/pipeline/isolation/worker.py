@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> None:
             importlib.import_module(name)
         send(answers, {"ready": True})
         import_while_idle(wanted(registry), requests)
+        gc.freeze()  # what is imported stays, and need not be looked at again
         with use_scratch(Path(greeting["folder"]) / SCRATCH):
             _serve(partial(receive, requests, inbox), answers, alive, registry)
     except BrokenPipeError:

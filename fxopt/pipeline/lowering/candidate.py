@@ -41,6 +41,7 @@ class Candidate:
         assignment: Which backend takes what.
         record: For the report; its reason says why the candidate is out, where it is.
         module: The emitted module, once built and found right.
+        outputs: What it returned for the first example when it was built.
         prepared: What that module will be, where all but compiling is done.
         trial: Its timings when it was tried elsewhere.
         turn: Those of a turn that all had who were built at the same time; empty after the race.
@@ -54,6 +55,7 @@ class Candidate:
     assignment: Assignment
     record: CandidateRecord = field(init=False)
     module: OptimizedModule | None = None
+    outputs: Any = None
     prepared: OptimizedModule | None = None
     trial: Latency | None = None
     turn: Sequence[float] = ()
@@ -124,7 +126,7 @@ class Candidate:
 
     def drop(self, reason: str, slower: bool = False) -> None:
         """Takes it out, for a reason; ``slower`` says that nothing else is wrong with it."""
-        self.module = None
+        self.module = self.outputs = None
         self.note(reason=reason, slower=slower)
 
     def excess(self, *errors: float) -> str:
@@ -154,7 +156,8 @@ def build(candidate: Candidate, job: LoweringJob) -> None:
     try:
         candidate.module = candidate.prepared or _emitted(candidate, job)
         candidate.prepared = None
-        error = output_error(candidate, job.examples[0], 0)
+        candidate.outputs = _outputs(candidate, job.examples[0])
+        error = _error(candidate, candidate.outputs, 0)
     except Exception as failure:  # noqa: BLE001 - a plugin may raise anything; it is reported
         candidate.drop(describe(failure))
     else:
@@ -172,8 +175,15 @@ def _emitted(candidate: Candidate, job: LoweringJob) -> OptimizedModule:
 
 def output_error(candidate: Candidate, flat: Sequence[Any], index: int) -> float:
     """Relative output error of a built candidate on the example number ``index``."""
+    return _error(candidate, _outputs(candidate, flat), index)
+
+
+def _outputs(candidate: Candidate, flat: Sequence[Any]) -> Any:
     with torch.no_grad(), full_precision():
-        outputs = candidate.call(flat)()
+        return candidate.call(flat)()
+
+
+def _error(candidate: Candidate, outputs: Any, index: int) -> float:
     flat_outputs = torch.utils._pytree.tree_leaves(outputs)
     reference = torch.utils._pytree.tree_leaves(list(candidate.version.reference[index]))
     return compare(flat_outputs, reference).error

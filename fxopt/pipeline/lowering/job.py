@@ -28,7 +28,8 @@ class LoweringJob:
         examples: Flat example inputs, one or two batch sizes; the first one is timed.
         original: Calls the user's own model on the first example.
         argument_names: Names of the positional arguments of the user's ``forward``.
-        accept: Says why an emitted module must not be used after all; None when it may.
+        accept: Says why an emitted module must not be used after all; None when it may. It is
+            given what the module returned for the first example, None where it was not called.
         isolation: Where candidates are tried first, out of harm's way; None to do without.
         beside: Where what builds slowly is tried instead, so that the others can be built in the
             meantime; None where they wait for each other.
@@ -44,7 +45,7 @@ class LoweringJob:
     examples: Sequence[Sequence[Any]]
     original: Callable[[], object]
     argument_names: Sequence[str] = ()
-    accept: Callable[[OptimizedModule], str | None] = lambda module: None
+    accept: Callable[[OptimizedModule, Any], str | None] = lambda module, outputs: None
     isolation: Isolation | None = None
     beside: Isolation | None = None
     mix: bool = False

@@ -40,7 +40,7 @@ def first_right(
             continue
         reason = wrong_elsewhere(candidate, job)
         if reason is None:
-            reason = job.accept(candidate.module)
+            reason = job.accept(candidate.module, candidate.outputs)
         if reason is None:
             return candidate
         candidate.note(reason=reason)
