@@ -1,6 +1,7 @@
 """The main job: a model in, a verified faster one out."""
 
 import copy
+import importlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from fxopt.api.quality import compare_models
 from fxopt.cost import Latency
 from fxopt.errors import CalibrationError
 from fxopt.frontend import GuardedPart
+from fxopt.pipeline import compare
 from tests.api.conftest import Residual, vary
+
+race_module = importlib.import_module("fxopt.pipeline.lowering.race")
 
 
 def relative(a, b):
@@ -379,3 +383,20 @@ def test_capture_is_trainable_and_has_its_own_weights(model, x):
     assert not torch.equal(captured.head.weight, model.head.weight)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert set(captured.state_dict()) == set(model.state_dict())
+
+
+def test_the_original_runs_on_the_examples_for_the_capture_alone(model, x, monkeypatch):
+    """What it computed then is what passes, candidates and the outcome are compared with."""
+    ran = []
+
+    def note(module, inputs):
+        if type(inputs[0]) is torch.Tensor:  # not the symbols of torch.export
+            ran.append(len(inputs[0]))
+
+    model.register_forward_pre_hook(note)
+    took = Latency((1.0,))
+    monkeypatch.setattr(race_module, "measure", lambda calls, **_: dict.fromkeys(calls, took))
+    fast = fxopt.optimize(model, (x,), backends=["eager"])
+    assert ran.count(len(x)) == 1
+    with torch.no_grad():
+        assert fast.report.drift == compare([fast(x)], [model(x)]).error

@@ -184,7 +184,7 @@ def test_one_that_fails_on_the_users_data_is_excluded(model, x, plugins, data, l
 
 def test_no_module_is_judged_by_the_score_of_one_that_is_gone():
     request = SimpleNamespace(evaluate=lambda module: module.bias.item())
-    gate = _Gate(SimpleNamespace(), request, 0.0, [])
+    gate = _Gate(SimpleNamespace(captured=None), request, 0.0, [])
     for value in range(20):
         module = torch.nn.Linear(1, 1)  # often where the one before was in memory
         torch.nn.init.constant_(module.bias, value)

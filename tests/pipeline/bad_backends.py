@@ -51,6 +51,12 @@ class Lowers(Lowering):
     backend: Bad
     program: object
 
+    def prepare(self, inputs):
+        if self.backend.what == "waits to be prepared":
+            Path(self.backend.path, "prepared").touch()
+        if self.backend.what == "cannot be prepared":
+            raise RuntimeError("not yet")
+
     def compile(self, inputs):
         self.backend.act()
         return Runs(self.backend, self.program.module)
@@ -123,6 +129,13 @@ class Bad(Backend):
         while len(list(Path(self.path).iterdir())) < 2:
             if time.monotonic() > end:
                 raise RuntimeError("alone")
+            time.sleep(0.01)
+
+    def waits_to_be_prepared(self):
+        end = time.monotonic() + 20
+        while not Path(self.path, "prepared").exists():
+            if time.monotonic() > end:
+                raise RuntimeError("nobody prepares")
             time.sleep(0.01)
 
     def counts_threads(self):

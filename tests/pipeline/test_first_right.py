@@ -55,7 +55,7 @@ class Job:
     examples = ((),)
     mix = False
 
-    def accept(self, module):
+    def accept(self, module, outputs):
         return "refused" if module in [c.module for c in self.refused] else None
 
 

@@ -10,8 +10,8 @@ from fxopt.analysis import Fact
 from fxopt.errors import CalibrationError, InputError, ProgramError
 from fxopt.ir import PassResult
 from fxopt.passes import STAGES, Calibration, Exact, Lossy
-from fxopt.pipeline import PassManager, compare, plan
-from fxopt.pipeline.numbers import _MAX_BATCHES
+from fxopt.pipeline import PassManager, compare, numbers, plan
+from fxopt.pipeline.numbers import _MAX_BATCHES, Numbers
 from tests.building import aten, image, small_cnn
 from tests.pipeline.support import (
     FACTS,
@@ -410,3 +410,23 @@ def test_training_mode_is_left_as_it_was():
 def test_checking_mode_accepts_honest_passes():
     records = run([ReluModules(), Coarsen(), SwapAdd()], checking=True).records
     assert {record.status for record in records} == {"applied"}
+
+
+def test_outputs_that_are_known_are_not_computed_again(monkeypatch):
+    program = small_cnn()
+    with torch.no_grad():
+        known = program(image(2))
+    ran = []
+    run_program = numbers.run_program
+
+    def watched(what, flat, seed):
+        ran.append((what is program, len(flat[0])))
+        return run_program(what, flat, seed)
+
+    monkeypatch.setattr(numbers, "run_program", watched)
+    several = Numbers(program, context(), known)
+    assert ran == [(True, 3)]
+    assert several.reference[0] is known
+    ran.clear()
+    Numbers(program, context(examples=[[image(2)]]), known)
+    assert ran == [(True, 2)]  # at least one run says whether it writes to its inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from fxopt.cost import memory_left
 from fxopt.emit import emit
@@ -15,6 +15,8 @@ from fxopt.pipeline.lowering.job import LoweringJob
 ENOUGH = 0.4
 """The share of the memory that is to be left for what is done beside something else."""
 
+_TICK_SECONDS = 0.1
+
 
 def attempt_and_prepare(
     candidate: Candidate, parcels: Parcels, others: Sequence[Candidate], job: LoweringJob
@@ -22,12 +24,14 @@ def attempt_and_prepare(
     """Tries a candidate in its worker as :func:`attempt` does, and prepares it here meanwhile."""
     parcel = parcels.of(candidate.version)
     with ThreadPoolExecutor(1) as thread:
+        trial = thread.submit(attempt, candidate, parcel, others, job)
         try:
-            trial = thread.submit(attempt, candidate, parcel, others, job)
             prepare(candidate, job)
             trial.result()
         except BaseException:  # such as Ctrl-C: nobody would wait for it
-            close_workers(job)
+            while not trial.done():
+                close_workers(job)
+                wait([trial], _TICK_SECONDS)
             raise
 
 

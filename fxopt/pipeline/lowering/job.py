@@ -16,6 +16,9 @@ from fxopt.pipeline.isolation import Isolation
 PATIENCE_SECONDS = 600.0
 """No answer from the worker for so long is a hang."""
 
+SLOW_MS = 300.0
+"""Calls that take longer have few turns in races, each of which makes up for short moods."""
+
 
 @dataclass(frozen=True)
 class LoweringJob:

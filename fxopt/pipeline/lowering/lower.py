@@ -12,11 +12,10 @@ from fxopt.emit import OptimizedModule, emit
 from fxopt.pipeline.assignment import Assignment
 from fxopt.pipeline.lowering.candidate import Candidate, build
 from fxopt.pipeline.lowering.first_use import compare_on_first_use
-from fxopt.pipeline.lowering.job import LoweringJob
+from fxopt.pipeline.lowering.job import SLOW_MS, LoweringJob
 from fxopt.pipeline.lowering.mixing import MOST_RIVALS, mixtures
 from fxopt.pipeline.lowering.offers import offers
 from fxopt.pipeline.lowering.race import (
-    SLOW_MS,
     held,
     join,
     race,

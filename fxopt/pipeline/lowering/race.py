@@ -11,8 +11,9 @@ import torch
 
 from fxopt.cost import Latency, measure, race_in_turns
 from fxopt.pipeline.lowering.candidate import Candidate, describe
-from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, LoweringJob
+from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, SLOW_MS, LoweringJob
 from fxopt.pipeline.lowering.screen import screen_again
+from fxopt.pipeline.lowering.ties import left_to_decide_here
 
 _ORIGINAL = "original"
 
@@ -25,8 +26,7 @@ _SECONDS = 6.0  # in the worker, where candidates are that may be close
 _SECONDS_HERE = 5.0  # where the best of them races with the original
 _SECONDS_AGAIN = 3.0  # where the leader has raced already and others differ by a setting of it
 _FEWEST = 4  # however long it takes, unless there is a time limit
-_FEWEST_SLOW = 3  # of calls as slow as that, each of which makes up for the machine's short moods
-SLOW_MS = 300.0
+_FEWEST_SLOW = 3  # of slow calls
 
 # Where there is nothing to choose, timings are for the report alone.
 _SECONDS_TO_TELL = 2.0
@@ -128,6 +128,11 @@ def race_apart(
     turns = {candidate.key: partial(_turn, candidate, job) for candidate in kept}
     first = {candidate.key: candidate.turn for candidate in kept}
     limits = _limits(seconds, left, kept)
+    if not job.mix:
+        by_key = {candidate.key: candidate for candidate in kept}
+        limits["enough"] = lambda medians: left_to_decide_here(
+            {by_key[key]: median for key, median in medians.items()}
+        )
     for candidate in kept:
         candidate.turn = ()
     try:

@@ -227,3 +227,16 @@ def test_it_says_what_it_needs():
     case = case_of(chain(nn.ReLU()), random(2, 3, 6, 6))
     with pytest.raises(PassError, match="no examples"):
         RemoveZeros().run(case.program.clone(), Context(find_target("cpu")))
+
+
+def test_numbers_are_drawn_once_and_come_in_another_order_each_time():
+    numbers = dead._Numbers()
+    like = torch.zeros(3, 5, 7)
+    first, second = numbers.draw(like, 1.0), numbers.draw(like, 1.0)
+    assert first.shape == second.shape == like.shape
+    assert (first != second).all()
+    first.zero_()  # what a call does to its inputs does not come back
+    assert all((numbers.draw(like, scale) != 0).all() for scale in (1.0, -8.0) * 20)
+    assert numbers.draw(like.double(), 2.0).dtype is torch.float64
+    many = numbers.draw(torch.zeros(dead._DRAWN), 1.0)
+    assert 0.99 < many.std() < 1.01
