@@ -194,7 +194,7 @@ class InductorLowering(Lowering):
             importlib.import_module(name)
         examples = [plain(tensor) for tensor in inputs]
         module = self._lowered(self._exported(examples), _PATIENCE)
-        with _COMPILING, torch.no_grad():
+        with _COMPILING, torch.no_grad(), instructions_assembled():
             frozen = Deferred(module, examples, self._options())
         self._prepared = _Prepared(_sizes(inputs), heavy_kernels(module), frozen)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +18,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+
+from fxopt.plugin import keep_files
+
+_ANSWER = "answer.json"
 
 
 def missing_toolchain() -> str | None:
@@ -84,6 +90,20 @@ def instructions_assembled() -> Iterator[None]:
 
 @functools.cache
 def _assembles(code: str, compiler: str, *flags: str) -> bool:
+    """Whether the compiler makes an object of a text; what a worker has found out is taken over."""
+    said = repr((code, compiler, flags))
+    key = f"inductor-assembles-{hashlib.sha256(said.encode()).hexdigest()}"
+
+    def write(folder: Path) -> None:
+        (folder / _ANSWER).write_text(json.dumps(_tried(code, compiler, *flags)))
+
+    kept = keep_files(key, write)
+    if kept is None:
+        return _tried(code, compiler, *flags)
+    return bool(json.loads((kept / _ANSWER).read_text()))
+
+
+def _tried(code: str, compiler: str, *flags: str) -> bool:
     with tempfile.TemporaryDirectory(prefix="fxopt_inductor_") as folder:
         command = [compiler, *flags, "-c", "-x", "c++", "-", "-o", f"{folder}/tried.o"]
         try:

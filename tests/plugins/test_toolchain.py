@@ -8,6 +8,7 @@ import torch
 from torch._inductor.cpp_builder import CppBuilder
 from torch._inductor.cpu_vec_isa import VecAVX2, VecISA, supported_vec_isa_list
 
+from fxopt.backends.scratch import use_scratch
 from fxopt_inductor import toolchain
 
 # Only the assembler reads what is in it.
@@ -78,3 +79,13 @@ def test_where_the_compiler_lacks_some_inductor_tries_as_ever(tmp_path, monkeypa
     before = VecISA.check_build
     with toolchain.instructions_assembled():
         assert VecISA.check_build is before
+
+
+@pytest.mark.parametrize(("text", "known"), [("nop", True), ("an instruction of tomorrow", False)])
+def test_what_one_process_has_found_out_another_need_not_try(tmp_path, monkeypatch, text, known):
+    code = _INSTRUCTION.format(text)
+    with use_scratch(tmp_path):
+        assert toolchain._assembles(code, "g++") is known
+        toolchain._assembles.cache_clear()
+        monkeypatch.setattr(toolchain, "_tried", lambda *_: pytest.fail("it was tried again"))
+        assert toolchain._assembles(code, "g++") is known
