@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -133,7 +133,7 @@ class LoweredModule(LeafModule):
 
     def prepare(self, *inputs: torch.Tensor) -> None:
         """Does what can be done for inputs of these shapes before they are compiled for."""
-        with self._lock:
+        with self._lock, self._large_pages(inputs):
             self._lowered(inputs).prepare(inputs)
 
     def precisions(self) -> Counter[str]:
@@ -155,12 +155,15 @@ class LoweredModule(LeafModule):
             held = self._compiled.holds(key)
             if held is not None:
                 return held
-            with pages.large_pages() if pages.pay(self._program, inputs) else nullcontext():
+            with self._large_pages(inputs):
                 code = self._lowered(inputs).compile(inputs)
             executable = self._right(code, inputs)
             self._compiled.add(key, executable)
             give_back(chain(self.fxopt_source.parameters(), self.fxopt_source.buffers()))
             return executable
+
+    def _large_pages(self, inputs: tuple[torch.Tensor, ...]) -> AbstractContextManager[None]:
+        return pages.large_pages() if pages.pay(self._program, inputs) else nullcontext()
 
     def _lowered(self, inputs: tuple[torch.Tensor, ...]) -> Lowering:
         if self._lowering is None:

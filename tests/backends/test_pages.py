@@ -118,3 +118,13 @@ def test_lowered_code_asks_for_them_where_they_pay(monkeypatch, many_bytes, aske
     for batch in (x, x, torch.randn(3, 3)):
         torch.testing.assert_close(lowered(batch)[0], program(batch)[0])
     assert entered == asked
+
+
+def test_so_does_what_is_prepared_for_it(monkeypatch):
+    """Its weights may be packed then."""
+    entered = []
+    monkeypatch.setattr(pages, "large_pages", lambda: entered.append("asked") or large_pages())
+    x = torch.randn(4, 3)
+    program = capture_program(nn.Linear(3, 3, bias=False), (x,), {})
+    LoweredModule(program, Eager(), Target("cpu", torch.device("cpu"), 1)).prepare(x)
+    assert entered == ["asked"]

@@ -72,7 +72,10 @@ def _part_with_beaten(
     for candidate in candidates:
         limit = close * _best(candidate, [*candidates, *rivals])
         candidate.beaten = limit < _milliseconds(candidate) < math.inf
-    job.forget([candidate.key for candidate in candidates if not candidate.hopeful])
+    lost = [candidate for candidate in candidates if not candidate.hopeful]
+    job.forget([candidate.key for candidate in lost])
+    for candidate in lost:
+        candidate.prepared = None
 
 
 def screen_again(candidates: Sequence[Candidate], job: LoweringJob) -> None:
