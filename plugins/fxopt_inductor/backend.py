@@ -194,9 +194,10 @@ class InductorLowering(Lowering):
             importlib.import_module(name)
         examples = [plain(tensor) for tensor in inputs]
         module = self._lowered(self._exported(examples), _PATIENCE)
+        layers = heavy_kernels(module)
         with _COMPILING, torch.no_grad(), instructions_assembled():
             frozen = Deferred(module, examples, self._options())
-        self._prepared = _Prepared(_sizes(inputs), heavy_kernels(module), frozen)
+        self._prepared = _Prepared(_sizes(inputs), layers, frozen)
 
     def compile(self, inputs: Tensors) -> Executable:
         # Detached and dense, as later inputs will be; else their strides would become the code's.

@@ -2,9 +2,13 @@ import pytest
 import torch
 
 from fxopt.pipeline.assignment import whole
+from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.lowering import exact_version
 from fxopt.pipeline.lowering.candidate import Candidate
 from tests.building import image, small_cnn
+from tests.pipeline.bad_backends import Bad
+from tests.pipeline.isolated import EXAMPLES, PLUGIN, references
+from tests.pipeline.support import TARGET
 from tests.threads import threads
 
 
@@ -26,3 +30,38 @@ def candidates():
         return [Candidate(version, whole(backend)) for backend in backends]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def isolation():
+    with Isolation(plugins=(PLUGIN,)) as made:
+        made.warm_up()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def parcel(isolation):
+    program = small_cnn()
+    with isolation.pack(program, EXAMPLES, references(program)) as packed:
+        assert packed.obstacle == ""
+        yield packed
+
+
+@pytest.fixture
+def trial(isolation, parcel):
+    def run(what, *, which=(0, 1), tolerance=1e-4, target=TARGET, **settings):
+        rules = {
+            name: settings.pop(name) for name in ("also", "within", "keep") if name in settings
+        }
+        timeout = settings.pop("timeout", 60.0)
+        return isolation.trial(
+            parcel,
+            whole(Bad(what, **settings)),
+            target,
+            timeout=timeout,
+            tolerance=tolerance,
+            which=which,
+            **rules,
+        )
+
+    return run
