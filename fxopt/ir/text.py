@@ -75,7 +75,7 @@ def program_fingerprint(program: Program) -> str:
     for name, tensor in sorted(_weights(program.module).items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        digest.update(flat.view(torch.uint8).numpy().data)  # a copy takes longer than this
     return digest.hexdigest()
 
 

@@ -71,7 +71,7 @@ def _tensor_parts(tensor: torch.Tensor) -> tuple[object, ...]:
     if tensor.layout is not torch.strided:
         return kind
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return *kind, hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes()).digest()
+    return *kind, hashlib.blake2b(flat.view(torch.uint8).numpy().data).digest()
 
 
 def _used(function: FunctionType) -> dict[str, object]:
