@@ -18,12 +18,17 @@ from fxopt_prune.channels.trace import Value
 Constants = npt.NDArray[np.float64]
 """The number that each position along a dimension consists of; NaN where it is not always one."""
 
+aten = torch.ops.aten
+
 # Both signs, since many functions are zero for one, and sizes beyond where any of them is flat.
 _SCALES = (1.0, -1.0, 8.0, -8.0, 1e3, -1e3)
 
 # Of random numbers: how many there are, and how far apart those begin that are drawn in turns.
 # Both are primes: no two tensors of a call come to hold the same numbers at the same places.
 _DRAWN, _STEP = 4_194_301, 611_953
+_ADD = {aten.add.Tensor, aten.cat.default}
+_MOVE = {aten.expand.default, aten.unsqueeze.default, aten.view.default, aten.reshape.default}
+
 _IN_POOL = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -35,8 +40,24 @@ def may_be_zero(program: Program) -> bool:
     """
     module = program.module
     tables = {id(program.leaf(node).weight) for node in program.find(nn.Embedding)}
+    reads = [node for node in program.nodes if node.op == "get_attr"]
+    added = {str(n.target) for n in reads} - {str(n.target) for n in reads if not _is_added(n)}
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return any(_holds_zeros(name, t, id(t) in tables) for name, t in named.items())
+    return any(
+        _holds_zeros(name, weight, id(weight) in tables)
+        for name, weight in named.items()
+        if name not in added
+    )
+
+
+def _is_added(node: fx.Node) -> bool:
+    """Whether nothing is done with a value but to add it, or to put it beside others.
+
+    Class tokens of transformers are zero before they are trained, for one.
+    """
+    return all(
+        user.target in _ADD or (user.target in _MOVE and _is_added(user)) for user in node.users
+    )
 
 
 def _holds_zeros(name: str, weight: torch.Tensor, is_table: bool) -> bool:

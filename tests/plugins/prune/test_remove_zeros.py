@@ -147,6 +147,21 @@ def test_the_padding_of_a_table_is_no_unit():
     assert may_be_zero(program)
 
 
+def test_what_is_put_beside_others_makes_nothing_zero():
+    class Token(nn.Module):
+        def __init__(self, scales):
+            super().__init__()
+            self.token, self.shift = (nn.Parameter(torch.zeros(1, 1, 4)) for _ in range(2))
+            self.layer, self.scales = nn.Linear(4, 3), scales
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(len(x), -1, -1), x + self.shift], dim=1)
+            return self.layer(x * self.shift if self.scales else x)
+
+    assert not may_be_zero(case_of(Token(scales=False), random(2, 5, 4)).program)
+    assert may_be_zero(case_of(Token(scales=True), random(2, 5, 4)).program)
+
+
 def test_a_norm_that_scales_by_zero_counts():
     case = case_of(chain(nn.ReLU()), random(2, 3, 6, 6))
     case.program.module.state_dict()["1.weight"][3] = 0
