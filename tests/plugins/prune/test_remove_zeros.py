@@ -151,15 +151,18 @@ def test_what_is_put_beside_others_makes_nothing_zero():
     class Token(nn.Module):
         def __init__(self, scales):
             super().__init__()
-            self.token, self.shift = (nn.Parameter(torch.zeros(1, 1, 4)) for _ in range(2))
+            self.token, self.shift = (nn.Parameter(torch.ones(1, 1, 4)) for _ in range(2))
             self.layer, self.scales = nn.Linear(4, 3), scales
 
         def forward(self, x):
             x = torch.cat([self.token.expand(len(x), -1, -1), x + self.shift], dim=1)
             return self.layer(x * self.shift if self.scales else x)
 
-    assert not may_be_zero(case_of(Token(scales=False), random(2, 5, 4)).program)
-    assert may_be_zero(case_of(Token(scales=True), random(2, 5, 4)).program)
+    for scales in (False, True):
+        program = case_of(Token(scales), random(2, 5, 4)).program
+        for name in ("token", "shift"):
+            program.module.state_dict()[name].zero_()
+        assert may_be_zero(program) is scales
 
 
 def test_a_norm_that_scales_by_zero_counts():
