@@ -36,7 +36,7 @@ def find_files(key: str, patience: float = 0.0) -> Path | None:
     """The folder with the files for ``key`` that another process has left.
 
     Args:
-        key: As for :func:`keep_files`.
+        key: As for :func:`keep_files`; with a ``*``, any that begins as it does.
         patience: Seconds to wait for it.
 
     Returns:
@@ -75,5 +75,4 @@ def keep_files(key: str, make: Callable[[Path], None]) -> Path | None:
 
 
 def _place_of(key: str) -> Path | None:
-    places = (folder / key for folder in _current)
-    return next((each for each in places if each.exists()), None)
+    return next((place for folder in _current for place in folder.glob(key)), None)

@@ -38,7 +38,7 @@ from fxopt_inductor.deferred import Compiled, Deferred
 from fxopt_inductor.flat import flat_module, plain
 from fxopt_inductor.graph_cache import packed_weights_cached
 from fxopt_inductor.kernels import HEAVY_KINDS, read_kernels
-from fxopt_inductor.linear_kernels import faster_as_convolutions
+from fxopt_inductor.linear_kernels import being_measured_elsewhere, faster_as_convolutions
 from fxopt_inductor.linears import as_convolutions, fold_rows, lives_by_linears
 from fxopt_inductor.lowp import Form, heavy_kernels, is_quantized, missing_operators, rewrite
 from fxopt_inductor.lowp.safety import compiler_sees_addends, protect_addends
@@ -72,7 +72,7 @@ _PRODUCTS: dict[str, dict[str, Any]] = {
 }
 
 # Seconds in which a worker has measured what it measures before it compiles.
-_PATIENCE = 20.0
+_PATIENCE = 10.0
 
 # What compiling imports: a second of it takes the lowerings of all operators.
 _IMPORTS = ("torch._inductor.compile_fx", "torch._inductor.graph", "torch.export")
@@ -190,6 +190,8 @@ class InductorLowering(Lowering):
 
     def prepare(self, inputs: Tensors) -> None:
         """All but the code: the weights are frozen, and a worker may have put it in the cache."""
+        if self._has_linears_to_measure() and being_measured_elsewhere(_PATIENCE):
+            raise BackendError("linear layers are still being measured")
         for name in _IMPORTS:
             importlib.import_module(name)
         examples = [plain(tensor) for tensor in inputs]
@@ -225,7 +227,7 @@ class InductorLowering(Lowering):
         """
         bf16, quantized = self._settings.precision == "bf16", is_quantized(module)
         if not bf16 and not quantized:
-            if lives_by_linears(self._program):
+            if self._has_linears_to_measure():
                 layers = faster_as_convolutions(module, patience)
                 if layers is None:
                     raise BackendError("it is not known yet which linear layers are convolutions")
@@ -243,6 +245,10 @@ class InductorLowering(Lowering):
         if bf16 and not any(kernel.precision in _LOW for kernel in kernels):
             raise BackendError("no heavy operation is left for bfloat16")
         return rewritten
+
+    def _has_linears_to_measure(self) -> bool:
+        in_float = self._settings.precision == "f32" and not _holds_int8(self._program)
+        return in_float and lives_by_linears(self._program)
 
     def _options(self) -> dict[str, Any]:
         """Inductor's own settings; sizes are not checked on each call: they are those compiled."""

@@ -24,6 +24,7 @@ _PAIRS = 5  # of calls that are timed, one right after the other
 _CLEARLY = 0.97  # what is as fast as that may be faster by chance alone
 _MATTERS = 0.02  # share of the arithmetic of all linear layers
 _FILE = "ratios.json"
+_KEY = "inductor-linears-"
 
 _ONE, _NONE = [1, 1], [0, 0]  # strides and dilations, paddings
 
@@ -54,10 +55,18 @@ def faster_as_convolutions(
     return [node for size in matter if ratios[size] < _CLEARLY for node in layers[size]]
 
 
+def being_measured_elsewhere(patience: float) -> bool:
+    """Waits until another process has measured some sizes; whether it has not done so by then.
+
+    Whatever else is at work then slows one library down more than the other.
+    """
+    return find_files(f"{_KEY}*", patience) is None
+
+
 def _kept(sizes: Sequence[Size], patience: float | None) -> Ratios | None:
     """The ratios, measured once for all builds of a program, so that these are the same."""
     said = repr((sizes, torch.get_num_threads()))
-    key = f"inductor-linears-{hashlib.sha256(said.encode()).hexdigest()}"
+    key = f"{_KEY}{hashlib.sha256(said.encode()).hexdigest()}"
     if patience is not None:
         kept = find_files(key, patience)
         return None if kept is None else _read(sizes, kept)

@@ -144,6 +144,9 @@ def test_what_a_worker_measures_is_waited_for(tmp_path, monkeypatch):
         kept.unlink()
         kept.parent.rmdir()
         monkeypatch.setattr(backend, "_PATIENCE", 0.0)
+        with pytest.raises(BackendError, match="still being measured"):
+            code.prepare((x,))
+        keep_files("inductor-linears-of-others", lambda folder: None)
         with pytest.raises(BackendError, match="not known"):
             code.prepare((x,))
 
