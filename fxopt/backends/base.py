@@ -31,8 +31,6 @@ class BackendInfo:
             tried after them.
         node_by_node: Whether it calls its kernels one by one, from Python. Compiled code that calls
             the same ones is not slower, so such a backend has to win by more than chance.
-        imports: Modules that take long to import and that building needs: the worker imports them
-            while it has nothing else to do.
     """
 
     name: str
@@ -42,7 +40,6 @@ class BackendInfo:
     packages: tuple[str, ...] = ()
     builds_slowly: bool = False
     node_by_node: bool = False
-    imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

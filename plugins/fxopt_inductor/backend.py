@@ -6,7 +6,6 @@ without being asked, or fall back to eager where there is a limit to that.
 
 from __future__ import annotations
 
-import importlib
 import sys
 import threading
 from collections import Counter
@@ -74,9 +73,6 @@ _PRODUCTS: dict[str, dict[str, Any]] = {
 # Seconds in which a worker has measured what it measures before it compiles.
 _PATIENCE = 10.0
 
-# What compiling imports: a second of it takes the lowerings of all operators.
-_IMPORTS = ("torch._inductor.compile_fx", "torch._inductor.graph", "torch.export")
-
 # Inductor's configuration and the hook that shows its code are one per process.
 _COMPILING = threading.Lock()
 
@@ -107,7 +103,6 @@ class Inductor(Backend):
         targets=("cpu",),
         extra="install g++ and Python's headers",
         builds_slowly=True,
-        imports=_IMPORTS,
     )
 
     @property
@@ -192,8 +187,6 @@ class InductorLowering(Lowering):
         """All but the code: the weights are frozen, and a worker may have put it in the cache."""
         if self._has_linears_to_measure() and being_measured_elsewhere(_PATIENCE):
             raise BackendError("linear layers are still being measured")
-        for name in _IMPORTS:
-            importlib.import_module(name)
         examples = [plain(tensor) for tensor in inputs]
         module = self._lowered(self._exported(examples), _PATIENCE)
         layers = heavy_kernels(module)

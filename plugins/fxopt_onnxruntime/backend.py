@@ -19,7 +19,6 @@ from fxopt_onnxruntime.tensors import TAKEN
 aten = torch.ops.aten
 
 _EXTRA = "pip install 'fxopt[onnxruntime]'"
-_IMPORTS = ("onnxruntime", "torch.onnx", "onnxscript.function_libs.torch_lib.ops")
 _PACKAGES = ("onnxruntime", "onnx", "onnxscript")
 
 
@@ -42,11 +41,7 @@ class ONNXRuntime(Backend):
     rounded_results: bool = False
 
     info: ClassVar[BackendInfo] = BackendInfo(
-        name="onnxruntime",
-        targets=("cpu",),
-        extra=_EXTRA,
-        packages=("onnxruntime", "onnxscript"),
-        imports=_IMPORTS,
+        name="onnxruntime", targets=("cpu",), extra=_EXTRA, packages=("onnxruntime", "onnxscript")
     )
 
     @property

@@ -34,7 +34,6 @@ _BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
 _SMALL_MS = 1.0
 _ROUNDED_GROUPS = (32, 128)
 _EXTRA = "pip install 'fxopt[openvino]'"
-_IMPORTS = ("openvino", "openvino.frontend.pytorch.fx_decoder")
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,7 @@ class OpenVINO(Backend):
     rounded_group: int = 0
 
     info: ClassVar[BackendInfo] = BackendInfo(
-        name="openvino",
-        targets=("cpu",),
-        extra=_EXTRA,
-        packages=("openvino",),
-        imports=_IMPORTS,
+        name="openvino", targets=("cpu",), extra=_EXTRA, packages=("openvino",)
     )
 
     @property

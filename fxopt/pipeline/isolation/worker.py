@@ -25,7 +25,6 @@ from typing import Any
 from fxopt.backends.scratch import use_scratch
 from fxopt.pipeline.isolation.examine import Kept, Stage, examine, forget_program, time_kept
 from fxopt.pipeline.isolation.folder import SCRATCH
-from fxopt.pipeline.isolation.imports import import_while_idle, wanted
 from fxopt.pipeline.isolation.plugins import registry_with
 from fxopt.pipeline.isolation.wire import Inbox, Message, receive, send
 from fxopt.registry import Registry
@@ -53,7 +52,6 @@ def main(arguments: Sequence[str]) -> None:
         for name in _NEEDED:
             importlib.import_module(name)
         send(answers, {"ready": True})
-        import_while_idle(wanted(registry), requests)
         gc.freeze()  # what is imported stays, and need not be looked at again
         with use_scratch(Path(greeting["folder"]) / SCRATCH):
             _serve(partial(receive, requests, inbox), answers, alive, registry)
