@@ -120,6 +120,22 @@ def test_each_size_is_measured_once_for_all_builds(monkeypatch, tmp_path):
 
 
 @needs_mkl
+@pytest.mark.parametrize(
+    ("ratios", "found"),
+    [
+        ([0.76] * 7, 0.76),
+        ([0.7, 0.7, 0.7, 0.7, 0.7, 1.4, 2.0], 1.4),  # others were at work: nothing is shown
+        ([0.8, 0.8, 0.8, 0.8, 0.8, 0.9, 3.0], 0.9),  # one pair may be out by chance
+    ],
+)
+def test_all_pairs_but_one_have_to_show_the_difference(monkeypatch, ratios, found):
+    taken = iter([1.0, 1.0] + [seconds for ratio in ratios for seconds in (ratio, 1.0)])
+    monkeypatch.setattr(linear_kernels, "_seconds", lambda call: next(taken))
+    assert linear_kernels.convolution_over_product.__wrapped__(Size(2, 3, 4), 1) == found
+    assert not list(taken)
+
+
+@needs_mkl
 def test_both_calls_that_are_timed_are_the_layer():
     x, weight = torch.randn(5, 24), torch.randn(9, 24)
     product, convolution = linear_kernels.calls(x, weight)
