@@ -1,6 +1,8 @@
 """What builds slowly is prepared in this process while a worker builds it."""
 
 import importlib
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -76,6 +78,12 @@ def test_nothing_is_prepared_where_memory_is_short(candidates, job, monkeypatch)
     monkeypatch.setattr(beside, "memory_left", lambda: 0.3)
     (slow,) = candidates(Slow())
     screen([slow], job)
+    assert (slow.record.reason, slow.prepared) == ("", None)
+
+
+def test_nothing_is_prepared_that_might_outlast_a_time_limit(candidates, job):
+    (slow,) = candidates(Slow())
+    screen([slow], replace(job, deadline=time.monotonic() + 60))
     assert (slow.record.reason, slow.prepared) == ("", None)
 
 

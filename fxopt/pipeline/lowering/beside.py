@@ -38,9 +38,10 @@ def attempt_and_prepare(
 def prepare(candidate: Candidate, job: LoweringJob) -> None:
     """Lowers a candidate as far as that goes without compiling, for :func:`build` to go on with.
 
-    What fails is left to the trial and to the build, which say why.
+    What fails is left to the trial and to the build, which say why. Nothing could end it when a
+    time limit has passed, so it is left out where there is one.
     """
-    if candidate.prepared is not None or job.late or memory_left() < ENOUGH:
+    if candidate.prepared is not None or job.deadline is not None or memory_left() < ENOUGH:
         return
     try:
         program = candidate.assignment.applied(candidate.version.program, job.target)
