@@ -91,6 +91,19 @@ def test_the_fastest_is_kept(candidates, builds):
     assert first_right(candidates, plain, Latency((9.0,)), Job()) is some[1]
 
 
+@pytest.mark.parametrize(("milliseconds", "given"), [(200.0, None), (400.0, "the first call")])
+def test_what_it_returned_when_it_was_built_is_judged_where_calls_are_slow(
+    candidates, monkeypatch, milliseconds, given
+):
+    winner, *_, plain = candidates
+    timed(winner, milliseconds)
+    winner.outputs = "the first call"
+    judged = []
+    monkeypatch.setattr(Job, "accept", lambda self, module, outputs: judged.append(outputs))
+    assert first_right([winner], plain, Latency((900.0,)), Job()) is winner
+    assert judged == [given]
+
+
 @pytest.mark.parametrize(("milliseconds", "wins"), [(0.98, False), (0.96, True)])
 def test_kernels_called_one_by_one_win_by_more_than_chance(candidates, milliseconds, wins):
     compiled, *_, plain = candidates
