@@ -95,7 +95,6 @@ def race_in_turns(
     seconds: float | None = None,
     fewest: int = _FEWEST_ROUNDS,
     first: Mapping[str, Sequence[float]] | None = None,
-    enough: Callable[[Mapping[str, float]], bool] = lambda medians: False,
 ) -> dict[str, Latency]:
     """Compares what takes its turn when it is called, wherever it runs, and says how long it took.
 
@@ -112,8 +111,6 @@ def race_in_turns(
         seconds: No further round begins once so much time was spent and there were ``fewest``.
         fewest: Rounds that time is taken for in any case.
         first: The first round, where all have just had a turn.
-        enough: Whether to end between rounds, where ``narrowing``: is told the medians so far of
-            those that may still be the fastest one.
 
     Returns:
         The timings by name; at least one round of each.
@@ -130,14 +127,9 @@ def race_in_turns(
             break
         if narrowing:
             racing, settled = standing(turns, racing)
-            if settled or enough(_medians(turns, racing)):
+            if settled:
                 break
     return {name: Latency(tuple(times)) for name, times in steadied(turns).items()}
-
-
-def _medians(turns: Mapping[str, list[Sequence[float]]], names: Sequence[str]) -> dict[str, float]:
-    times = steadied(turns)
-    return {name: statistics.median(times[name]) for name in names}
 
 
 def fastest(latencies: Mapping[str, Latency]) -> list[str]:

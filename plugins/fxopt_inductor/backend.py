@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -199,8 +200,10 @@ class InductorLowering(Lowering):
         examples = [plain(tensor) for tensor in inputs]
         prepared, self._prepared = self._prepared, None
         if prepared is not None and prepared.sizes == _sizes(inputs):
-            with suppress(BackendError):  # the ordinary way says why, if it fails as well
+            try:
                 return _executable(prepared.frozen.finish, prepared.layers)
+            except BackendError as error:
+                warnings.warn(f"compiled anew, which takes longer: {error.what}", stacklevel=2)
         module = self._lowered(self._exported(examples))
         options = self._options()
         compile_all = partial(torch._inductor.compile, module, [*examples], options=options)

@@ -12,30 +12,21 @@ from fxopt.pipeline.lowering.candidate import build
 from fxopt.pipeline.lowering.screen import screen
 from tests.building import image, small_cnn
 from tests.pipeline.bad_backends import Bad, Slow
+from tests.pipeline.isolated import EXAMPLES, PLUGIN
 from tests.pipeline.support import TARGET
 
 beside = importlib.import_module("fxopt.pipeline.lowering.beside")
 lower_module = importlib.import_module("fxopt.pipeline.lowering.lower")
 
-PLUGIN = "tests.pipeline.bad_backends"
-EXAMPLES = [[image(2)], [image(3)]]
-
-
-@pytest.fixture(scope="module")
-def worker():
-    with Isolation(plugins=(PLUGIN,)) as isolation:
-        isolation.warm_up()
-        yield isolation
-
 
 @pytest.fixture
-def job(worker, monkeypatch):
+def job(isolation, monkeypatch):
     monkeypatch.setattr(beside, "memory_left", lambda: 1.0)
     model = small_cnn()
     yield LoweringJob(
-        "net", TARGET, (), EXAMPLES, original=lambda: model(image(2)), isolation=worker
+        "net", TARGET, (), EXAMPLES, original=lambda: model(image(2)), isolation=isolation
     )
-    worker.forget([*worker._held.kept])
+    isolation.forget([*isolation._held.kept])
 
 
 def test_it_is_prepared_while_the_worker_builds(candidates, job, tmp_path):
@@ -49,11 +40,11 @@ def test_it_is_prepared_while_the_worker_builds(candidates, job, tmp_path):
     assert (slow.prepared, slow.record.error) == (None, 0.0)
 
 
-def test_it_is_prepared_when_the_others_are_built(candidates, job, tmp_path, worker):
+def test_it_is_prepared_when_the_others_are_built(candidates, job, tmp_path, isolation):
     fast, slow = candidates(Bad(), Slow("waits to be prepared", path=str(tmp_path)))
     with Isolation(plugins=(PLUGIN,)) as second:
         both = LoweringJob(
-            "net", TARGET, (), EXAMPLES, original=job.original, isolation=worker, beside=second
+            "net", TARGET, (), EXAMPLES, original=job.original, isolation=isolation, beside=second
         )
         screen([fast, slow], both, at_once=True)
     assert [c.record.reason for c in (fast, slow)] == ["", ""]
@@ -93,7 +84,7 @@ def test_what_was_prepared_and_loses_is_not_kept(candidates, job):
     assert [candidate.prepared for candidate in both] == [None] * len(both)
 
 
-def test_interrupting_it_ends_the_worker(candidates, job, monkeypatch, worker):
+def test_interrupting_it_ends_the_worker(candidates, job, monkeypatch, isolation):
     def interrupted(candidate, job):
         raise KeyboardInterrupt
 
@@ -101,4 +92,4 @@ def test_interrupting_it_ends_the_worker(candidates, job, monkeypatch, worker):
     (slow,) = candidates(Slow("hangs"))
     with pytest.raises(KeyboardInterrupt):
         screen([slow], job)
-    assert not worker._held.process.alive
+    assert not isolation._held.process.alive

@@ -7,26 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fxopt.pipeline.isolation import Isolation
 from fxopt.pipeline.lowering import LoweringJob, exact_version, lower
 from fxopt.pipeline.lowering.race import race_apart
 from fxopt.pipeline.lowering.screen import screen
 from fxopt_eager import Eager
 from tests.building import image, small_cnn
 from tests.pipeline.bad_backends import Bad, Named
+from tests.pipeline.isolated import EXAMPLES
 from tests.pipeline.support import TARGET
 
 screen_module = importlib.import_module("fxopt.pipeline.lowering.screen")
-
-PLUGIN = "tests.pipeline.bad_backends"
-EXAMPLES = [[image(2)], [image(3)]]
-
-
-@pytest.fixture(scope="module")
-def isolation():
-    with Isolation(plugins=(PLUGIN,)) as made:
-        made.warm_up()
-        yield made
 
 
 @pytest.fixture

@@ -70,16 +70,20 @@ def test_two_steps_give_the_same_as_one(lowering, steps, cpp_wrapper):
     assert in_steps.precisions() == at_once.precisions()
 
 
-def test_the_second_step_finds_the_code_of_another_compilation(lowering, monkeypatch):
-    from torch._inductor import codecache
+def test_the_second_step_finds_the_code_of_another_compilation(lowering, steps):
+    from torch._dynamo.utils import counters
+
+    def found():
+        return counters["inductor"]["fxgraph_cache_hit"]
 
     code, _, x = lowering()
     code.compile((x,))
+    before = found()
     code.prepare((x,))
-    monkeypatch.setattr(
-        codecache.FxGraphCache, "_save_graph", lambda *_, **__: pytest.fail("it was not found")
-    )
+    assert found() == before
     code.compile((x,))
+    assert steps == ["all at once", "second step"]
+    assert found() == before + 1
 
 
 def test_weights_stay_as_they_are(lowering):
@@ -115,7 +119,8 @@ def test_where_the_second_step_fails_all_is_compiled(lowering, steps, monkeypatc
         raise RuntimeError("another torch")
 
     monkeypatch.setattr(Deferred, "finish", fails)
-    executable = code.compile((x,))
+    with pytest.warns(UserWarning, match="compiled anew.*another torch"):
+        executable = code.compile((x,))
     assert steps == ["all at once"]
     with torch.no_grad():
         torch.testing.assert_close(executable(x)[0], program(x)[0])

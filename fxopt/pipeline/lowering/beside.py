@@ -9,7 +9,7 @@ from fxopt.cost import memory_left
 from fxopt.emit import emit
 from fxopt.pipeline.assignment import regions_at_entry
 from fxopt.pipeline.lowering.attempt import Parcels, attempt
-from fxopt.pipeline.lowering.candidate import Candidate
+from fxopt.pipeline.lowering.candidate import Candidate, describe
 from fxopt.pipeline.lowering.job import LoweringJob
 
 ENOUGH = 0.4
@@ -38,8 +38,8 @@ def attempt_and_prepare(
 def prepare(candidate: Candidate, job: LoweringJob) -> None:
     """Lowers a candidate as far as that goes without compiling, for :func:`build` to go on with.
 
-    What fails is left to the trial and to the build, which say why. Nothing could end it when a
-    time limit has passed, so it is left out where there is one.
+    What fails is shown, and left to the trial and to the build, which go on without. Nothing could
+    end it when a time limit has passed, so it is left out where there is one.
     """
     if candidate.prepared is not None or job.deadline is not None or memory_left() < ENOUGH:
         return
@@ -48,7 +48,8 @@ def prepare(candidate: Candidate, job: LoweringJob) -> None:
         module = emit(program, job.argument_names)
         for region, inputs in regions_at_entry(program, job.examples[0]):
             region.prepare(*inputs)
-    except Exception:  # noqa: BLE001 - a plugin may raise anything
+    except Exception as failure:  # noqa: BLE001 - a plugin may raise anything
+        job.progress(f"{candidate.record.backend} is not prepared: {describe(failure)}")
         return
     candidate.prepared = module
 

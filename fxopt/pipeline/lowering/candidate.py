@@ -81,18 +81,14 @@ class Candidate:
 
     @property
     def merit(self) -> float:
-        """Milliseconds, for ranking; infinite where it was not timed."""
-        measured = self.record.milliseconds
-        return self.handicap * (math.inf if measured is None else measured)
-
-    @property
-    def handicap(self) -> float:
-        """How many times as long as it takes it is taken to take.
+        """Milliseconds, for ranking; infinite where it was not timed.
 
         What the passes made is preferred to what merely comes near, and compiled code likewise.
         """
         one_by_one = any(share.backend.info.node_by_node for share in self.assignment.shares)
-        return _HANDICAP if self.version.name in _HANDICAPPED or one_by_one else 1.0
+        handicap = _HANDICAP if self.version.name in _HANDICAPPED or one_by_one else 1.0
+        measured = self.record.milliseconds
+        return handicap * (math.inf if measured is None else measured)
 
     @property
     def preference(self) -> float:

@@ -13,7 +13,6 @@ from fxopt.cost import Latency, measure, race_in_turns
 from fxopt.pipeline.lowering.candidate import Candidate, describe
 from fxopt.pipeline.lowering.job import PATIENCE_SECONDS, SLOW_MS, LoweringJob
 from fxopt.pipeline.lowering.screen import screen_again
-from fxopt.pipeline.lowering.ties import left_to_decide_here
 
 _ORIGINAL = "original"
 
@@ -128,11 +127,6 @@ def race_apart(
     turns = {candidate.key: partial(_turn, candidate, job) for candidate in kept}
     first = {candidate.key: candidate.turn for candidate in kept}
     limits = _limits(seconds, left, kept)
-    if not job.mix:
-        by_key = {candidate.key: candidate for candidate in kept}
-        limits["enough"] = lambda medians: left_to_decide_here(
-            {by_key[key]: median for key, median in medians.items()}
-        )
     for candidate in kept:
         candidate.turn = ()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fxopt.pipeline.lowering.candidate import Candidate
 from fxopt.pipeline.lowering.job import SLOW_MS
@@ -26,30 +26,10 @@ def decided_here(candidate: Candidate, built: Sequence[Candidate]) -> bool:
         candidate: Was raced in the worker, and is not built here yet.
         built: What is.
     """
-    return len(built) == 1 and _ties_here(candidate, candidate.merit, built[0], built[0].merit)
-
-
-def left_to_decide_here(medians: Mapping[Candidate, float]) -> bool:
-    """Whether further turns in the worker would be for nothing.
-
-    That is so where two are left and both will be built in this process, to race there.
-
-    Args:
-        medians: Milliseconds so far of those that may still be the fastest one.
-    """
-    merits = {candidate: candidate.handicap * took for candidate, took in medians.items()}
-    ranked = sorted(merits, key=merits.__getitem__)
-    if len(ranked) != 2:
-        return False
-    first, second = ranked
-    return _ties_here(second, merits[second], first, merits[first])
-
-
-def _ties_here(candidate: Candidate, merit: float, best: Candidate, best_merit: float) -> bool:
-    if _backends(candidate) == _backends(best):
+    if len(built) != 1 or _backends(candidate) == _backends(built[0]):
         return False
     tie = _TIE if candidate.builds_slowly else _CHEAP_TIE
-    return merit <= min(tie * best_merit, _SHORT_MS)
+    return candidate.merit <= min(tie * built[0].merit, _SHORT_MS)
 
 
 def decided_apart(raced: Sequence[Candidate]) -> list[Candidate]:

@@ -26,10 +26,10 @@ _SCALES = (1.0, -1.0, 8.0, -8.0, 1e3, -1e3)
 # Of random numbers: how many there are, and how far apart those begin that are drawn in turns.
 # Both are primes: no two tensors of a call come to hold the same numbers at the same places.
 _DRAWN, _STEP = 4_194_301, 611_953
+_IN_POOL = (torch.float32, torch.bfloat16, torch.float16)
+
 _ADD = {aten.add.Tensor, aten.cat.default}
 _MOVE = {aten.expand.default, aten.unsqueeze.default, aten.view.default, aten.reshape.default}
-
-_IN_POOL = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def may_be_zero(program: Program) -> bool:
