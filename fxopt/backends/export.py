@@ -9,9 +9,12 @@ import torch
 from torch import fx, nn
 
 from fxopt.backends.base import Tensors
+from fxopt.backends.exports import LastExport
 from fxopt.backends.stepwise import StepwiseProgram
 from fxopt.errors import BackendError
 from fxopt.ir import LeafModule, Program, recurrent_layers_not_walked
+
+_LAST = LastExport()
 
 
 class _Flat(nn.Module):
@@ -31,6 +34,8 @@ def export_program(
 ) -> torch.export.ExportedProgram:
     """Exports ``program`` to ATen, with weights as parameters of the exported program.
 
+    What is returned is the caller's to change, but for the weights, which are the program's.
+
     Args:
         program: Its inputs must all be tensors.
         inputs: Example inputs.
@@ -40,15 +45,16 @@ def export_program(
         BackendError: torch.export refuses it, or ``dynamic`` is asked for and the batch is fixed.
     """
     if not dynamic:
-        return _export(program, inputs, None)
+        return _LAST.get(program, inputs, False, lambda: _export(program, inputs, None))
     shapes = (tuple({0: torch.export.Dim.AUTO} if t.dim() else None for t in inputs),)
-    exported = _export(program, _widened(program, inputs), shapes)
+    wide = _widened(program, inputs)
+    exported = _LAST.get(program, wide, True, lambda: _export(program, wide, shapes))
     if not _has_symbolic_inputs(exported):
         raise BackendError("the program's batch is fixed")
     return exported
 
 
-def _export(program: Program, inputs: Tensors, shapes: Any) -> torch.export.ExportedProgram:
+def _export(program: Program, inputs: Tensors, shapes: Any) -> StepwiseProgram:
     try:
         with torch.no_grad(), recurrent_layers_not_walked():
             return StepwiseProgram.of(

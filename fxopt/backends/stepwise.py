@@ -7,6 +7,7 @@ Few calls have to be written out, and where nothing writes to anything, each can
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from operator import getitem
 from typing import Any
@@ -31,6 +32,14 @@ class StepwiseProgram(torch.export.ExportedProgram):
         own = cls.__new__(cls)
         vars(own).update(vars(exported))
         return own
+
+    def copied(self) -> StepwiseProgram:
+        """The same with a graph of its own; weights and what calls have as values are shared."""
+        twin = self.of(self)
+        twin._graph_module = fx.GraphModule(self.graph_module, copy.deepcopy(self.graph))
+        twin._graph_module.meta.update(self.graph_module.meta)
+        twin._graph_signature = copy.deepcopy(self.graph_signature)
+        return twin
 
     def run_decompositions(
         self, decomp_table: Table | None = None, decompose_custom_triton_ops: bool = False

@@ -5,8 +5,10 @@ The rules:
 1. A layer takes its input in int8. What takes a value that was all zero in calibration stays in
    float: nothing tells its range.
 2. A sum, product or average takes its inputs in int8 if its result, activated or not, is taken in
-   int8 by all that matters: some later int8 operation. So residual sums between convolutions run
-   in int8, and those between layer norms, which are float, keep their precision.
+   int8 by all that matters: some later int8 operation; and if an int8 layer yields one of them,
+   activated, moved or combined with others since. So residual sums between convolutions run in
+   int8, and those between layer norms, which are float, keep their precision. So do sums of what
+   was scaled in float (ConvNeXt's): to round it first would add an error, and spare nothing.
 3. Rounding moves up through operations that only pass values on, as long as everything behind
    them takes int8; one rounding then serves them all, and pooling and slicing run on bytes.
 4. What is joined shares one scale, so that joining needs no arithmetic.
@@ -91,6 +93,7 @@ class _Sweep:
         self._wanted: set[fx.Node] = set()  # values that some int8 operation takes
         self._fully: set[fx.Node] = set()  # passing values that all users take in int8
         self._int8.update(node for node in self._nodes if self._attends(node))
+        self._yielded = self._yielded_by(self._int8)
         for node in reversed(self._nodes):
             self._visit(node)
 
@@ -119,9 +122,21 @@ class _Sweep:
             self._wanted.add(node)
         if self._passes(node) and users and all(self._serves(user, node) for user in users):
             self._fully.add(node)
-        combines = self._roles[node] is Role.COMBINE and node not in self._floats
-        if combines and self._result_wanted(node) and _combines(node):
+        if self._may_combine(node) and node in self._yielded and self._result_wanted(node):
             self._int8.add(node)
+
+    def _yielded_by(self, int8: Collection[fx.Node]) -> set[fx.Node]:
+        """What int8 operations yield, and what that is activated, moved or combined to."""
+        found = set(int8)
+        for node in self._nodes:
+            kept = self._passes(node) or self._roles[node] is Role.ACTIVATE
+            if (kept or self._may_combine(node)) and not found.isdisjoint(operands(node)):
+                found.add(node)
+        return found
+
+    def _may_combine(self, node: fx.Node) -> bool:
+        combines = self._roles[node] is Role.COMBINE and node not in self._floats
+        return combines and _combines(node)
 
     def _wants(self, user: fx.Node, value: fx.Node) -> bool:
         """Whether ``user``, or something behind it, computes in int8 with ``value``."""

@@ -86,6 +86,45 @@ def test_sums_between_layer_norms_stay_in_float():
     assert roundings(program)["gelu"].zero_point not in (0, 128)
 
 
+class ScaledBranch(nn.Module):
+    """A block of ConvNeXt: what is added has been scaled in float."""
+
+    def __init__(self):
+        super().__init__()
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.full((8, 1, 1), 0.1))
+
+    def forward(self, x):
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        return x + self.scale * self.linear(y).permute(0, 3, 1, 2)
+
+
+def test_sums_of_what_no_int8_layer_yields_stay_in_float():
+    model = nn.Sequential(ScaledBranch(), ScaledBranch())
+    program, _ = quantized(model, (torch.randn(2, 8, 5, 5),))
+    assert placement_text(program) == [
+        "input_1 scale, zero middle -> 0.depthwise",
+        "0.norm scale, zero middle -> 0.linear",
+        "add scale, zero middle -> 1.depthwise",
+        "1.norm scale, zero middle -> 1.linear",
+    ]
+
+
+def test_sums_with_what_an_int8_layer_yields_take_both_in_int8():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = torch.tanh(x)
+            return self.outer(x + torch.relu(self.inner(x)))
+
+    program, _ = quantized(Residual(), (torch.randn(2, 4, 6, 6),))
+    assert set(roundings(program)) == {"tanh", "relu", "add"}
+
+
 def test_what_is_joined_shares_one_scale():
     class Fork(nn.Module):
         def __init__(self):
