@@ -33,11 +33,12 @@ from fxopt.pipeline.isolation.records import (
 from fxopt.pipeline.sandbox import copy_inputs
 from fxopt.registry import Registry
 
-# About half a second of timed calls; of slow ones, two or one tell who is far behind.
+# Two turns of as many calls as one has time for; of slow ones, two calls or one tell who is far
+# behind.
 _ROUNDS = 2
-_ROUND_MS = 250.0
+_RATHER_SLOW_MS = 250.0
 _SLOW_MS = 1000.0
-_FEWEST, _MOST = 3, 500
+_MOST = 500
 
 # Threads that spin for longer are at it for good.
 _REST_SECONDS = 0.25
@@ -201,10 +202,9 @@ def _latency(program: Program, flat: Flat, took: float) -> Latency:
     milliseconds = took if took > _SLOW_MS else _call_ms(program, flat)
     if milliseconds > _SLOW_MS:
         return Latency((milliseconds,))
-    if milliseconds > _ROUND_MS:
+    if milliseconds > _RATHER_SLOW_MS:
         return Latency((milliseconds, _call_ms(program, flat)))
-    burst = min(max(int(_ROUND_MS / milliseconds), _FEWEST), _MOST)
-    return measure({"": lambda: program(*flat)}, rounds=_ROUNDS, burst=burst)[""]
+    return measure({"": lambda: program(*flat)}, rounds=_ROUNDS, burst=_MOST)[""]
 
 
 def _call_ms(program: Program, flat: Flat) -> float:
